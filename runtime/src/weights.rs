@@ -1,0 +1,16 @@
+//! Where a model's tensors come from, whatever the container.
+
+use neuroconv_format::Tensor;
+use neuroconv_recipes::{ModelSpec, TensorId};
+
+use crate::Error;
+
+/// A model whose tensors can be read one by one, by role.
+pub trait WeightSource: Send + Sync {
+    /// The resolved description of the model.
+    fn spec(&self) -> &ModelSpec;
+
+    /// The tensor `id`, which must be one of [`ModelSpec::tensors`]: the head of a tied model is
+    /// not, ask for the embedding.
+    fn tensor(&self, id: TensorId) -> Result<Tensor, Error>;
+}
