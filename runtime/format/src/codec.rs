@@ -86,7 +86,20 @@ impl Codec {
 
     /// Columns that one 64-byte unit covers.
     pub const fn unit_cols(self) -> usize {
-        UNIT_BYTES * 8 / (self.bits() * PANEL_ROWS)
+        match self {
+            Codec::Ternary => 16,
+            Codec::Int4 => 8,
+            Codec::Int8 => 4,
+        }
+    }
+
+    /// A byte of codes that all mean zero.
+    pub const fn zero_byte(self) -> u8 {
+        match self {
+            Codec::Ternary => 0b0101_0101,
+            Codec::Int4 => 0x88,
+            Codec::Int8 => 0,
+        }
     }
 }
 
@@ -123,6 +136,10 @@ pub enum LayoutError {
     },
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "`new` computed the size in bytes with checks, and every other figure is below it"
+)]
 impl PackedLayout {
     /// The layout of a `[rows, cols]` matrix; rejects sizes whose byte count overflows.
     pub fn new(
@@ -139,14 +156,23 @@ impl PackedLayout {
             if rows == 0 || cols == 0 {
                 return None;
             }
-            let blocks = rows.div_ceil(PANEL_ROWS).checked_mul(cols.div_ceil(group))?;
+            let blocks = rows
+                .div_ceil(PANEL_ROWS)
+                .checked_mul(cols.div_ceil(group))?;
             let codes = (group.checked_mul(PANEL_ROWS)?.checked_mul(codec.bits())?) / 8;
             let scales = PANEL_ROWS.checked_mul(if shift { 4 } else { 2 })?;
             let bytes = blocks.checked_mul(codes.checked_add(scales)?)?;
             bytes.checked_next_multiple_of(UNIT_BYTES)
         };
         let size_bytes = size().ok_or(LayoutError::Size { rows, cols })?;
-        Ok(PackedLayout { codec, rows, cols, group, shift, size_bytes })
+        Ok(PackedLayout {
+            codec,
+            rows,
+            cols,
+            group,
+            shift,
+            size_bytes,
+        })
     }
 
     /// How codes are stored.
@@ -199,6 +225,20 @@ impl PackedLayout {
             start..start
         }
     }
+    /// Where the code of `row` and `col` lies: the byte, and the bit in it where the code begins.
+    /// Rows and columns may be padding.
+    pub const fn code_at(&self, row: usize, col: usize) -> (usize, usize) {
+        let (panel, group, k) = (row / PANEL_ROWS, col / self.group, col % self.group);
+        let block = (panel * self.groups() + group) * self.block_bytes();
+        let unit_cols = self.codec.unit_cols();
+        let byte = block + k / unit_cols * UNIT_BYTES + 4 * (row % PANEL_ROWS) + k % 4;
+        (byte, k % unit_cols / 4 * self.codec.bits())
+    }
+    /// Where the scale of `row` and `group` lies among the scales, and the shift among the
+    /// shifts, in bytes.
+    pub const fn scale_at(&self, row: usize, group: usize) -> usize {
+        2 * ((row / PANEL_ROWS * self.groups() + group) * PANEL_ROWS + row % PANEL_ROWS)
+    }
     /// Bytes of the whole packed tensor, a multiple of 64.
     pub const fn size_bytes(&self) -> usize {
         self.size_bytes
@@ -215,9 +255,13 @@ mod tests {
 
     #[test]
     fn whole_matrices_cost_what_the_design_says() {
-        for (codec, bits) in [(Codec::Ternary, 2.125), (Codec::Int4, 4.125), (Codec::Int8, 8.125)] {
+        for (codec, bits) in [
+            (Codec::Ternary, 2.125),
+            (Codec::Int4, 4.125),
+            (Codec::Int8, 8.125),
+        ] {
             let layout = PackedLayout::new(codec, 256, 512, 128, false).unwrap();
-            assert_eq!(layout.bits_per_weight(), bits);
+            assert!((layout.bits_per_weight() - bits).abs() < 1e-12);
             assert_eq!(codec.unit_cols() * codec.bits(), 32);
         }
     }
@@ -225,7 +269,10 @@ mod tests {
     #[test]
     fn planes_follow_each_other_and_the_end_is_padded() {
         let layout = PackedLayout::new(Codec::Ternary, 17, 100, 32, true).unwrap();
-        assert_eq!((layout.panels(), layout.groups(), layout.block_bytes()), (2, 4, 128));
+        assert_eq!(
+            (layout.panels(), layout.groups(), layout.block_bytes()),
+            (2, 4, 128)
+        );
         assert_eq!(layout.codes(), 0..1024);
         assert_eq!(layout.scales(), 1024..1280);
         assert_eq!(layout.shifts(), 1280..1536);
@@ -236,7 +283,10 @@ mod tests {
 
     #[test]
     fn impossible_layouts_are_refused() {
-        assert_eq!(PackedLayout::new(Codec::Int4, 16, 64, 48, false), Err(LayoutError::Group(48)));
+        assert_eq!(
+            PackedLayout::new(Codec::Int4, 16, 64, 48, false),
+            Err(LayoutError::Group(48))
+        );
         assert!(PackedLayout::new(Codec::Int4, 0, 64, 64, false).is_err());
         assert!(PackedLayout::new(Codec::Int4, usize::MAX, usize::MAX, 64, false).is_err());
     }

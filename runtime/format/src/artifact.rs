@@ -1,0 +1,302 @@
+//! The native artifact: opened, checked against its manifest, and used where it is mapped.
+//!
+//! After [`Artifact::open`] every tensor has the shape, layout, place and alignment that the
+//! manifest says. Owns no meaning of tensors: what the model is stands in [`Manifest::model`].
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::artifact_error::{ArtifactError, TensorFault};
+use crate::check::check_values;
+use crate::codec::{Codec, PackedLayout, UNIT_BYTES};
+use crate::error::{Error, shown};
+use crate::files::{Folder, is_weight_file_name, read_capped};
+use crate::limits;
+use crate::manifest::{Manifest, TensorRecord};
+use crate::map::map;
+use crate::safetensors::{SafetensorsFile, TensorInfo};
+use crate::tensor::{DenseTensor, PackedTensor, SharedBytes, Tensor};
+
+/// The manifest, relative to the artifact.
+pub(crate) const MANIFEST: &str = "neuroconv/manifest.json";
+
+/// How much of an artifact is checked when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validate {
+    /// Everything: structure, codes, padding, finite values and hashes. Reads every byte.
+    Full,
+    /// Manifest and headers only. Enough for memory safety, since no kernel uses a code, scale or
+    /// shift as an index, but damaged weights go unnoticed.
+    Structure,
+}
+
+/// An open artifact.
+#[derive(Debug)]
+pub struct Artifact {
+    folder: Folder,
+    manifest: Manifest,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Artifact {
+    /// Whether `path` is a folder with a manifest in it, valid or not.
+    pub fn is_artifact(path: impl AsRef<Path>) -> bool {
+        path.as_ref().join(MANIFEST).is_file()
+    }
+
+    /// Opens the artifact `dir`, maps its weights and checks them as far as `validate` says.
+    pub fn open(dir: impl AsRef<Path>, validate: Validate) -> Result<Self, Error> {
+        let folder = Folder::open(dir.as_ref())?;
+        let refuse = |error| Error::Artifact {
+            path: folder.path().to_owned(),
+            source: Box::new(error),
+        };
+        let path = folder
+            .member(MANIFEST)?
+            .ok_or_else(|| refuse(ArtifactError::NoManifest))?;
+        let manifest = Manifest::parse(&read_capped(&path, limits::MANIFEST_BYTES)?, &path)?;
+        if manifest.tensors.len() > limits::TENSORS {
+            return Err(refuse(ArtifactError::TensorCount));
+        }
+        let mut files = open_files(&folder, &manifest)?;
+        let mut tensors = BTreeMap::new();
+        for record in &manifest.tensors {
+            let fault = |fault| {
+                let (file, tensor) = (record.file.clone(), shown(&record.name));
+                refuse(ArtifactError::Tensor {
+                    file,
+                    tensor,
+                    fault,
+                })
+            };
+            if tensors.contains_key(&record.name) {
+                return Err(fault(TensorFault::ListedTwice));
+            }
+            let file = files.get_mut(record.file.as_str());
+            let found = file.and_then(|file| file.take(&record.name));
+            let (info, bytes) = found.ok_or_else(|| fault(TensorFault::NotInFile))?;
+            let tensor = match_tensor(record, &info, bytes).map_err(fault)?;
+            if validate == Validate::Full {
+                check_values(&tensor)
+                    .and_then(|()| check_hash(record, &tensor))
+                    .map_err(fault)?;
+            }
+            tensors.insert(record.name.clone(), tensor);
+        }
+        let mut left = files
+            .iter()
+            .filter_map(|(name, file)| Some((name, file.tensors.keys().next()?)));
+        if let Some((file, tensor)) = left.next() {
+            let (file, tensor) = ((*file).to_owned(), shown(tensor));
+            return Err(refuse(ArtifactError::Unlisted { file, tensor }));
+        }
+        Ok(Artifact {
+            folder,
+            manifest,
+            tensors,
+        })
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The tensor `name` of the manifest, without a copy of its bytes.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        self.tensors
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::NoTensor {
+                path: self.path().to_owned(),
+                tensor: shown(name),
+            })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A mapped weight file and those of its tensors that no record has claimed yet.
+struct WeightFile {
+    bytes: SharedBytes,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl WeightFile {
+    fn take(&mut self, name: &str) -> Option<(TensorInfo, SharedBytes)> {
+        let info = self.tensors.remove(name)?;
+        let start = usize::try_from(info.range.start).ok()?;
+        let end = usize::try_from(info.range.end).ok()?;
+        let bytes = self.bytes.slice(start..end)?;
+        Some((info, bytes))
+    }
+}
+
+/// Opens and maps every file that a record names.
+fn open_files<'a>(
+    folder: &Folder,
+    manifest: &'a Manifest,
+) -> Result<BTreeMap<&'a str, WeightFile>, Error> {
+    let mut files = BTreeMap::new();
+    for record in &manifest.tensors {
+        let refuse = |error| Error::Artifact {
+            path: folder.path().to_owned(),
+            source: Box::new(error),
+        };
+        let (file, tensor) = (&record.file, || shown(&record.name));
+        if files.contains_key(file.as_str()) {
+            continue;
+        }
+        if !is_weight_file_name(file) {
+            return Err(refuse(ArtifactError::FileName {
+                tensor: tensor(),
+                file: shown(file),
+            }));
+        }
+        let path = folder.member(file)?.ok_or_else(|| {
+            refuse(ArtifactError::NoFile {
+                tensor: tensor(),
+                file: file.clone(),
+            })
+        })?;
+        let open = SafetensorsFile::open(&path)?;
+        let bytes = map(open.file(), &path)?;
+        let tensors = open
+            .into_tensors()
+            .into_iter()
+            .map(|info| (info.name.clone(), info))
+            .collect();
+        files.insert(file.as_str(), WeightFile { bytes, tensors });
+    }
+    Ok(files)
+}
+
+/// Checks `record` against the header entry `info` and against itself.
+fn match_tensor(
+    record: &TensorRecord,
+    info: &TensorInfo,
+    bytes: SharedBytes,
+) -> Result<Tensor, TensorFault> {
+    let dtype = record.codec.dtype();
+    if info.dtype != dtype.into() {
+        return Err(TensorFault::Dtype {
+            expected: dtype,
+            found: info.dtype,
+        });
+    }
+    if info.range.start != record.offset {
+        return Err(TensorFault::Offset {
+            manifest: record.offset,
+            header: info.range.start,
+        });
+    }
+    if info.size_bytes() != record.size {
+        return Err(TensorFault::Size {
+            manifest: record.size,
+            header: info.size_bytes(),
+        });
+    }
+    if record.shape.is_empty() || record.shape.contains(&0) {
+        return Err(bad_shape(record));
+    }
+    check_bits(record)?;
+    match record.codec.packed() {
+        Some(codec) => match_packed(record, codec, info, bytes),
+        None => match_dense(record, info, bytes),
+    }
+}
+
+fn match_packed(
+    record: &TensorRecord,
+    codec: Codec,
+    info: &TensorInfo,
+    bytes: SharedBytes,
+) -> Result<Tensor, TensorFault> {
+    let &[rows, cols] = record.shape.as_slice() else {
+        return Err(bad_shape(record));
+    };
+    let stored = record.codec;
+    let group = record.group.ok_or(TensorFault::NoGroup { codec: stored })?;
+    let layout =
+        PackedLayout::new(codec, rows, cols, group, record.shift).map_err(TensorFault::Layout)?;
+    if bytes.len() != layout.size_bytes() {
+        let (expected, found) = (layout.size_bytes() as u64, record.size);
+        return Err(TensorFault::LayoutSize { expected, found });
+    }
+    check_shape(&[layout.size_bytes()], &info.shape)?;
+    check_alignment(record.offset, UNIT_BYTES)?;
+    Ok(Tensor::Packed(PackedTensor { layout, bytes }))
+}
+
+fn match_dense(
+    record: &TensorRecord,
+    info: &TensorInfo,
+    bytes: SharedBytes,
+) -> Result<Tensor, TensorFault> {
+    let (dtype, shape) = (record.codec.dtype(), record.shape.clone());
+    if record.group.is_some() || record.shift {
+        return Err(TensorFault::DenseGroup {
+            codec: record.codec,
+        });
+    }
+    check_shape(&shape, &info.shape)?;
+    check_alignment(record.offset, dtype.size())?;
+    Ok(Tensor::Dense(DenseTensor {
+        dtype,
+        shape,
+        bytes,
+    }))
+}
+
+fn bad_shape(record: &TensorRecord) -> TensorFault {
+    TensorFault::BadShape {
+        codec: record.codec,
+        shape: record.shape.clone(),
+    }
+}
+
+fn check_shape(expected: &[usize], found: &[usize]) -> Result<(), TensorFault> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(TensorFault::Shape {
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    })
+}
+
+fn check_alignment(offset: u64, alignment: usize) -> Result<(), TensorFault> {
+    let alignment = alignment as u64;
+    if offset.is_multiple_of(alignment) {
+        return Ok(());
+    }
+    Err(TensorFault::Unaligned { offset, alignment })
+}
+
+/// The stated bits per weight must be those that the size gives.
+fn check_bits(record: &TensorRecord) -> Result<(), TensorFault> {
+    let elements: f64 = record.shape.iter().map(|&dim| dim as f64).product();
+    let (expected, found) = (record.size as f64 * 8.0 / elements, record.bits_per_weight);
+    if (found - expected).abs() <= 1e-6 * expected {
+        return Ok(());
+    }
+    Err(TensorFault::BitsPerWeight { expected, found })
+}
+
+fn check_hash(record: &TensorRecord, tensor: &Tensor) -> Result<(), TensorFault> {
+    let bytes = match tensor {
+        Tensor::Dense(dense) => &dense.bytes,
+        Tensor::Packed(packed) => &packed.bytes,
+    };
+    let found = blake3::hash(bytes).to_hex().to_string();
+    if found == record.blake3 {
+        return Ok(());
+    }
+    Err(TensorFault::Hash {
+        expected: shown(&record.blake3),
+        found,
+    })
+}
