@@ -55,9 +55,6 @@ impl Artifact {
             .member(MANIFEST)?
             .ok_or_else(|| refuse(ArtifactError::NoManifest))?;
         let manifest = Manifest::parse(&read_capped(&path, limits::MANIFEST_BYTES)?, &path)?;
-        if manifest.tensors.len() > limits::TENSORS {
-            return Err(refuse(ArtifactError::TensorCount));
-        }
         let mut files = open_files(&folder, &manifest)?;
         let mut tensors = BTreeMap::new();
         for record in &manifest.tensors {
@@ -202,11 +199,12 @@ fn match_tensor(
     if record.shape.is_empty() || record.shape.contains(&0) {
         return Err(bad_shape(record));
     }
+    let tensor = match record.codec.packed() {
+        Some(codec) => match_packed(record, codec, info, bytes)?,
+        None => match_dense(record, info, bytes)?,
+    };
     check_bits(record)?;
-    match record.codec.packed() {
-        Some(codec) => match_packed(record, codec, info, bytes),
-        None => match_dense(record, info, bytes),
-    }
+    Ok(tensor)
 }
 
 fn match_packed(

@@ -2,7 +2,6 @@
 
 use crate::codec::LayoutError;
 use crate::dtype::{DType, ElementType};
-use crate::limits;
 use crate::manifest::TensorCodec;
 
 /// Why a folder is no valid artifact.
@@ -12,8 +11,6 @@ use crate::manifest::TensorCodec;
 pub enum ArtifactError {
     #[error("`{}` is missing", crate::artifact::MANIFEST)]
     NoManifest,
-    #[error("more than {} tensors", limits::TENSORS)]
-    TensorCount,
     #[error("tensor `{tensor}`: `{file}` is not the plain name of a `.safetensors` file")]
     FileName { tensor: String, file: String },
     #[error("weight file `{file}` is missing, which should hold tensor `{tensor}`")]

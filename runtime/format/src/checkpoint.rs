@@ -40,6 +40,8 @@ const SIDE_FILES: [&str; 10] = [
 ];
 /// Beginnings of the names of more such files.
 const SIDE_PREFIXES: [&str; 3] = ["LICENSE", "NOTICE", "tokenizer"];
+/// The folder of further chat templates.
+const TEMPLATES: &str = "additional_chat_templates";
 /// Endings of the names of weights in formats that are not read.
 const OTHER_WEIGHTS: [&str; 8] = [
     ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack",
@@ -147,14 +149,17 @@ impl CheckpointFiles {
     /// The files to copy beside converted weights, byte for byte and in order of name: tokenizer,
     /// chat templates, generation defaults, licenses. Not `config.json`. Never code.
     pub fn side_files(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut names = self.folder.names("")?;
+        names.retain(|name| is_side_file(name));
+        let templates = self.folder.names(TEMPLATES)?;
+        names.extend(
+            templates
+                .into_iter()
+                .filter(|name| has_extension(name, "jinja")),
+        );
         let mut files = Vec::new();
-        for name in self.folder.names()? {
-            let known = SIDE_FILES.contains(&name.as_str());
-            let prefixed = SIDE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            let code = Path::new(&name).extension().is_some_and(|e| e == "py");
-            if (known || prefixed) && !code {
-                files.extend(self.folder.member(&name)?);
-            }
+        for name in names {
+            files.extend(self.folder.member(&name)?);
         }
         Ok(files)
     }
@@ -174,6 +179,15 @@ impl CheckpointFiles {
     }
 }
 
+fn is_side_file(name: &str) -> bool {
+    let known =
+        SIDE_FILES.contains(&name) || SIDE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    known
+        && Path::new(name)
+            .extension()
+            .is_none_or(|extension| extension != "py")
+}
+
 fn read_json(folder: &Folder, name: &str) -> Result<Option<Value>, Error> {
     let Some(path) = folder.member(name)? else {
         return Ok(None);
@@ -191,7 +205,7 @@ fn read_json(folder: &Folder, name: &str) -> Result<Option<Value>, Error> {
 /// Why there are no weights to read: none at all, or in a format that is not read.
 fn no_weights(folder: &Folder) -> Result<CheckpointError, Error> {
     let other = |name: &String| OTHER_WEIGHTS.iter().any(|ending| name.ends_with(ending));
-    let file = folder.names()?.into_iter().find(other);
+    let file = folder.names("")?.into_iter().find(other);
     Ok(file.map_or(CheckpointError::NoWeights, |file| {
         CheckpointError::OtherWeights { file: shown(&file) }
     }))

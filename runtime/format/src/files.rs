@@ -158,12 +158,19 @@ impl Folder {
         }
     }
 
-    /// The names of everything that lies directly in this folder and is valid text, sorted.
-    pub(crate) fn names(&self) -> Result<Vec<String>, Error> {
+    /// The paths, relative to this folder and sorted, of everything in its part `below` that
+    /// is no folder and has a name of valid text. Nothing where there is no such part.
+    pub(crate) fn names(&self, below: &str) -> Result<Vec<String>, Error> {
+        let path = self.real.join(below);
         let mut names = Vec::new();
-        for entry in fs_err::read_dir(&self.real).map_err(io_error(&self.path))? {
-            let entry = entry.map_err(io_error(&self.path))?;
-            names.extend(entry.file_name().into_string());
+        if path.is_dir() {
+            for entry in fs_err::read_dir(&path).map_err(io_error(&path))? {
+                let entry = entry.map_err(io_error(&path))?;
+                if !entry.file_type().map_err(io_error(&path))?.is_dir() {
+                    let name = Path::new(below).join(entry.file_name());
+                    names.extend(name.into_os_string().into_string());
+                }
+            }
         }
         names.sort();
         Ok(names)

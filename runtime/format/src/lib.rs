@@ -22,6 +22,7 @@ pub mod checkpoint;
 mod checkpoint_error;
 pub mod codec;
 pub mod dtype;
+mod entry;
 pub mod error;
 mod files;
 mod header;

@@ -5,7 +5,7 @@
 pub const HEADER_BYTES: u64 = 100_000_000;
 /// Tensors of one safetensors file.
 pub const TENSORS_PER_FILE: usize = 1 << 18;
-/// Tensors of a checkpoint or an artifact.
+/// Tensors that the index of a checkpoint may list.
 pub const TENSORS: usize = 1 << 20;
 /// Keys of the `__metadata__` object of a safetensors header.
 pub const METADATA_KEYS: usize = 1 << 16;
