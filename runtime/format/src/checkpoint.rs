@@ -182,10 +182,13 @@ impl CheckpointFiles {
 fn is_side_file(name: &str) -> bool {
     let known =
         SIDE_FILES.contains(&name) || SIDE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    known
-        && Path::new(name)
-            .extension()
-            .is_none_or(|extension| extension != "py")
+    known && !has_extension(name, "py")
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name)
+        .extension()
+        .is_some_and(|found| found == extension)
 }
 
 fn read_json(folder: &Folder, name: &str) -> Result<Option<Value>, Error> {
