@@ -3,10 +3,35 @@
 //! Owns the forward pass over dense and packed weights. Knows roles and specs, never the names
 //! of a foreign checkpoint beyond what `recipes` resolved, and never how weights were fitted.
 
+pub mod cache;
+pub mod chat;
+pub mod decoder;
 pub mod error;
+pub mod generate;
 pub mod progress;
+pub mod sample;
+pub mod source;
+pub mod tokenizer;
 pub mod weights;
 
+mod attention;
+mod guard;
+mod linear;
+mod mlp;
+mod norm;
+mod ops;
+mod rope;
+mod side;
+#[cfg(test)]
+mod testing;
+
+pub use cache::KvCache;
+pub use chat::chat_prompt;
+pub use decoder::Decoder;
 pub use error::Error;
+pub use generate::{Generation, Stop, generate};
 pub use progress::{Progress, Quiet};
+pub use sample::{Sampler, SamplerConfig};
+pub use source::{Checkpoint, PackedModel, Source, open_source};
+pub use tokenizer::{TextStream, TextTokenizer};
 pub use weights::WeightSource;

@@ -1,0 +1,416 @@
+//! The one decoder: token ids to hidden states to logits, for every architecture.
+//!
+//! Owns the order of operations in a block. What varies between families stands in
+//! [`ModelSpec`]; each `match` here lists every variant.
+
+use std::collections::BTreeMap;
+
+use neuroconv_format::Tensor;
+use neuroconv_recipes::{
+    AttentionSpec, BlockSpec, Mixer, Mlp, ModelSpec, Norm, Order, QkNorm, Role, TensorId,
+};
+
+use crate::attention::Attention;
+use crate::cache::{KvCache, LayerCache};
+use crate::linear::{Input, Linear};
+use crate::mlp::GatedSilu;
+use crate::norm::RmsNorm;
+use crate::ops::add;
+use crate::rope::{Rope, Rotations};
+use crate::{Error, WeightSource};
+
+/// Tokens that run through the layers at once, which bounds the memory of a long prompt.
+const CHUNK_TOKENS: usize = 512;
+
+/// A model in memory, ready to run. Packed and half-precision weights stay as they are stored,
+/// mapped weights stay mapped.
+#[derive(Debug)]
+pub struct Decoder {
+    spec: ModelSpec,
+    rope: Rope,
+    embed: Tensor,
+    layers: Vec<Layer>,
+    final_norm: RmsNorm,
+    head: Linear,
+    bytes_per_token: usize,
+}
+
+#[derive(Debug)]
+struct Layer {
+    mixer_norm: RmsNorm,
+    mixer: MixerLayer,
+    mlp_norm: RmsNorm,
+    mlp: MlpLayer,
+}
+
+#[derive(Debug)]
+enum MixerLayer {
+    Attention(Attention),
+}
+
+#[derive(Debug)]
+enum MlpLayer {
+    GatedSilu(GatedSilu),
+}
+
+impl Decoder {
+    /// Loads every tensor of `src`, whose shapes must be those of its description.
+    pub fn load(src: &dyn WeightSource) -> Result<Self, Error> {
+        neuroconv_kernels::isa()?;
+        let spec = src.spec().clone();
+        spec.validate()?;
+        let mut loader = Loader::new(src, &spec);
+        let embed = loader.tensor(TensorId::model(Role::Embed))?;
+        let layers = spec.layers.iter().enumerate();
+        let layers = layers
+            .map(|(index, layer)| loader.layer(index, &layer.mixer))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let final_norm = loader.norm(TensorId::model(Role::FinalNorm), spec.block.norm)?;
+        let head_role = if spec.tied { Role::Embed } else { Role::Head };
+        let head = loader.matrix(TensorId::model(head_role), None)?;
+        let bytes_per_token = loader.bytes + embed.size_bytes() / spec.vocab;
+        let rope = Rope::new(&spec);
+        Ok(Decoder { spec, rope, embed, layers, final_norm, head, bytes_per_token })
+    }
+
+    /// The description of the model.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// An empty cache for one sequence.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(&self.spec)
+    }
+
+    /// The hidden states `[t, hidden]` after the final norm of `tokens` that follow those in
+    /// `cache`, which takes them in. One token or a whole prompt. On an error the cache is as
+    /// before.
+    pub fn hidden(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, Error> {
+        self.check(tokens, cache)?;
+        let mut hidden_td = Vec::with_capacity(tokens.len() * self.spec.hidden);
+        for chunk in tokens.chunks(CHUNK_TOKENS) {
+            hidden_td.extend(self.forward(chunk, cache));
+        }
+        Ok(hidden_td)
+    }
+
+    /// The logits `[t, vocab]` of hidden states `[t, hidden]` from [`Decoder::hidden`]. Their
+    /// memory is the caller's to bound: give few rows at a time where the vocabulary is large.
+    pub fn logits(&self, hidden_td: &[f32]) -> Vec<f32> {
+        self.head.forward(&mut Input::new(hidden_td, self.spec.hidden))
+    }
+
+    /// Bytes of weights that one decoded token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.bytes_per_token
+    }
+
+    fn check(&self, tokens: &[u32], cache: &KvCache) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        let vocab = self.spec.vocab;
+        if let Some(place) = tokens.iter().position(|&token| token as usize >= vocab) {
+            return Err(Error::TokenRange { token: tokens[place], place, vocab });
+        }
+        let (asked, limit) = (cache.len() + tokens.len(), self.spec.max_positions);
+        if asked > limit {
+            return Err(Error::Context { asked, limit });
+        }
+        if cache.fits(&self.spec) { Ok(()) } else { Err(Error::ForeignCache) }
+    }
+
+    fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
+        let hidden = self.spec.hidden;
+        let rotations = self.rope.at(cache.len(), tokens.len());
+        let mut x_td = vec![0.0; tokens.len() * hidden];
+        for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
+            neuroconv_quant::dequantize_row(&self.embed, token as usize, x_d);
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            match self.spec.block.order {
+                Order::Pre => layer.forward(&mut x_td, hidden, cache.layer(index), &rotations),
+            }
+        }
+        cache.advance(tokens.len());
+        self.final_norm.apply(&mut x_td);
+        x_td
+    }
+}
+
+impl Layer {
+    /// `x + mixer(norm(x))`, then `x + mlp(norm(x))`, in place.
+    fn forward(
+        &self,
+        x_td: &mut [f32],
+        hidden: usize,
+        cache: &mut LayerCache,
+        rotations: &Rotations,
+    ) {
+        let normed_td = self.mixer_norm.of(x_td);
+        let mut input = Input::new(&normed_td, hidden);
+        let mixed_td = match &self.mixer {
+            MixerLayer::Attention(attention) => attention.forward(&mut input, cache, rotations),
+        };
+        add(x_td, &mixed_td);
+        let normed_td = self.mlp_norm.of(x_td);
+        let mut input = Input::new(&normed_td, hidden);
+        let changed_td = match &self.mlp {
+            MlpLayer::GatedSilu(mlp) => mlp.forward(&mut input),
+        };
+        add(x_td, &changed_td);
+    }
+}
+
+/// Takes tensors out of a source, checks their shapes and counts what a token will read.
+struct Loader<'s> {
+    src: &'s dyn WeightSource,
+    shapes: BTreeMap<TensorId, Vec<usize>>,
+    block: BlockSpec,
+    ffn: usize,
+    eps: f64,
+    bytes: usize,
+}
+
+impl<'s> Loader<'s> {
+    fn new(src: &'s dyn WeightSource, spec: &ModelSpec) -> Self {
+        let shapes = spec.tensors().into_iter().collect();
+        Loader { src, shapes, block: spec.block, ffn: spec.ffn, eps: spec.norm_eps, bytes: 0 }
+    }
+
+    fn tensor(&self, id: TensorId) -> Result<Tensor, Error> {
+        let expected = self.shapes.get(&id).ok_or(Error::NoTensor(id))?;
+        let tensor = self.src.tensor(id)?;
+        let found = tensor.shape();
+        if found == *expected {
+            Ok(tensor)
+        } else {
+            Err(Error::Shape { tensor: id, expected: expected.clone(), found })
+        }
+    }
+
+    fn vector(&mut self, id: TensorId) -> Result<Vec<f32>, Error> {
+        match self.tensor(id)? {
+            Tensor::Dense(dense) => {
+                self.bytes += dense.bytes.len();
+                Ok(dense.to_f32())
+            }
+            packed @ Tensor::Packed(_) => {
+                Err(Error::Codec { tensor: id, codec: packed.codec_name() })
+            }
+        }
+    }
+
+    fn norm(&mut self, id: TensorId, norm: Norm) -> Result<RmsNorm, Error> {
+        match norm {
+            Norm::Rms => Ok(RmsNorm::new(self.vector(id)?, self.eps)),
+        }
+    }
+
+    fn matrix(&mut self, id: TensorId, bias: Option<TensorId>) -> Result<Linear, Error> {
+        let bias = bias.map(|id| self.vector(id)).transpose()?;
+        let linear = Linear::new(id, self.tensor(id)?, bias)?;
+        self.bytes += linear.weight_bytes();
+        Ok(linear)
+    }
+
+    fn layer(&mut self, index: usize, mixer: &Mixer) -> Result<Layer, Error> {
+        let id = |role| TensorId::layer(index, role);
+        let mixer_norm = self.norm(id(Role::AttnNorm), self.block.norm)?;
+        let mixer = match mixer {
+            Mixer::Attention(spec) => MixerLayer::Attention(self.attention(index, spec)?),
+        };
+        let mlp_norm = self.norm(id(Role::MlpNorm), self.block.norm)?;
+        let bias = |role| self.block.mlp_bias.then_some(id(role));
+        let (gate_bias, up_bias) = (bias(Role::GateBias), bias(Role::UpBias));
+        let down_bias = bias(Role::DownBias);
+        let mlp = match self.block.mlp {
+            Mlp::GatedSilu => MlpLayer::GatedSilu(GatedSilu {
+                gate: self.matrix(id(Role::Gate), gate_bias)?,
+                up: self.matrix(id(Role::Up), up_bias)?,
+                down: self.matrix(id(Role::Down), down_bias)?,
+                ffn: self.ffn,
+            }),
+        };
+        Ok(Layer { mixer_norm, mixer, mlp_norm, mlp })
+    }
+
+    fn attention(&mut self, index: usize, spec: &AttentionSpec) -> Result<Attention, Error> {
+        let id = |role| TensorId::layer(index, role);
+        let qkv_bias = |role| spec.bias.qkv.then_some(id(role));
+        let qk_norm = match spec.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => {
+                let q_norm = self.norm(id(Role::QNorm), self.block.norm)?;
+                Some((q_norm, self.norm(id(Role::KNorm), self.block.norm)?))
+            }
+        };
+        Ok(Attention {
+            spec: spec.clone(),
+            q: self.matrix(id(Role::Q), qkv_bias(Role::QBias))?,
+            k: self.matrix(id(Role::K), qkv_bias(Role::KBias))?,
+            v: self.matrix(id(Role::V), qkv_bias(Role::VBias))?,
+            o: self.matrix(id(Role::O), spec.bias.o.then_some(id(Role::OBias)))?,
+            qk_norm,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use neuroconv_format::{Codec, DType};
+
+    use super::*;
+    use crate::testing::{Model, dense, spec};
+
+    fn tokens() -> Vec<u32> {
+        (0..40).map(|i| (i * 17 + 3) % 50).collect()
+    }
+
+    /// Logits of `tokens` run in pieces that end at `cuts`.
+    fn logits(decoder: &Decoder, tokens: &[u32], cuts: &[usize]) -> Vec<f32> {
+        let mut cache = decoder.new_cache();
+        let mut out = Vec::new();
+        let mut start = 0;
+        for &cut in cuts.iter().chain([&tokens.len()]) {
+            let hidden_td = decoder.hidden(&tokens[start..cut], &mut cache).unwrap();
+            out.extend(decoder.logits(&hidden_td));
+            start = cut;
+        }
+        assert_eq!(cache.len(), tokens.len());
+        out
+    }
+
+    fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    fn every_storage() -> Vec<(String, Model)> {
+        let model = Model::random(spec());
+        let dense = [DType::F32, DType::F16, DType::BF16]
+            .map(|dtype| (dtype.to_string(), model.clone().in_dtype(dtype)));
+        let packed = Codec::ALL.map(|codec| (codec.to_string(), model.clone().packed(codec)));
+        dense.into_iter().chain(packed).collect()
+    }
+
+    /// Exact, not close: kernels promise sums in one order for any number of rows, and attention
+    /// computes each row alone.
+    #[test]
+    fn chunks_single_tokens_and_one_shot_give_the_same_bits() {
+        let tokens = tokens();
+        let every: Vec<usize> = (1..tokens.len()).collect();
+        for (name, model) in every_storage() {
+            let decoder = Decoder::load(&model).unwrap();
+            let at_once = logits(&decoder, &tokens, &[]);
+            assert!(at_once.iter().all(|l| l.is_finite()));
+            for cuts in [&[1][..], &[16, 17, 33], &every] {
+                let in_pieces = logits(&decoder, &tokens, cuts);
+                assert_eq!(max_difference(&at_once, &in_pieces), 0.0, "{name} {cuts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn truncating_the_cache_takes_tokens_back() {
+        let decoder = Decoder::load(&Model::random(spec())).unwrap();
+        let tokens = tokens();
+        let mut cache = decoder.new_cache();
+        let first = decoder.hidden(&tokens, &mut cache).unwrap();
+        cache.truncate(10);
+        let again = decoder.hidden(&tokens[10..], &mut cache).unwrap();
+        assert_eq!(first[10 * decoder.spec().hidden..], again);
+    }
+
+    #[test]
+    fn packed_weights_run_like_their_dequantized_values() {
+        let tokens = tokens();
+        for codec in Codec::ALL {
+            let packed = Model::random(spec()).packed(codec);
+            let mut plain = packed.clone();
+            for tensor in plain.tensors.values_mut() {
+                if let Tensor::Packed(_) = tensor {
+                    let values = neuroconv_quant::dequantize(tensor);
+                    *tensor = dense(DType::F32, tensor.shape(), &values);
+                }
+            }
+            let packed = logits(&Decoder::load(&packed).unwrap(), &tokens, &[]);
+            let plain = logits(&Decoder::load(&plain).unwrap(), &tokens, &[]);
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+            let off = norm(&mut packed.iter().zip(&plain).map(|(a, b)| a - b));
+            // Activations in eight bits: about 0.4 % per product.
+            let relative = off / norm(&mut plain.iter().copied());
+            assert!(relative > 0.0 && relative < 0.03, "{codec}: {relative}");
+        }
+    }
+
+    #[test]
+    fn a_tied_head_is_the_embedding() {
+        let untied = Model::random(spec());
+        let mut same = untied.clone();
+        let embed = same.tensors[&TensorId::model(Role::Embed)].clone();
+        same.tensors.insert(TensorId::model(Role::Head), embed);
+        let mut tied = untied.clone();
+        tied.spec.tied = true;
+        tied.tensors.remove(&TensorId::model(Role::Head));
+        let run = |model: &Model| logits(&Decoder::load(model).unwrap(), &tokens(), &[]);
+        assert_eq!(run(&same), run(&tied));
+        assert_ne!(run(&untied), run(&tied));
+    }
+
+    #[test]
+    fn a_token_reads_all_weights_and_one_embedding_row() {
+        for (name, model) in every_storage() {
+            let stored: usize = model
+                .tensors
+                .iter()
+                .filter(|(id, _)| id.role != Role::Embed)
+                .map(|(_, tensor)| tensor.size_bytes())
+                .sum();
+            let row = model.tensors[&TensorId::model(Role::Embed)].size_bytes() / 50;
+            let decoder = Decoder::load(&model).unwrap();
+            assert_eq!(decoder.bytes_per_token(), stored + row, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_run_is_refused_and_leaves_the_cache() {
+        let decoder = Decoder::load(&Model::random(spec())).unwrap();
+        let mut cache = decoder.new_cache();
+        decoder.hidden(&[3, 4], &mut cache).unwrap();
+        assert!(matches!(decoder.hidden(&[], &mut cache), Err(Error::NoTokens)));
+        let range = decoder.hidden(&[0, 50], &mut cache);
+        assert!(matches!(range, Err(Error::TokenRange { token: 50, place: 1, vocab: 50 })));
+        let long = decoder.hidden(&[0; 63], &mut cache);
+        assert!(matches!(long, Err(Error::Context { asked: 65, limit: 64 })));
+        assert_eq!((cache.len(), cache.bytes()), (2, 2 * 2 * 2 * 2 * 8 * 4));
+        let mut other = spec();
+        other.layers.pop();
+        let mut foreign = Decoder::load(&Model::random(other)).unwrap().new_cache();
+        assert!(matches!(decoder.hidden(&[0], &mut foreign), Err(Error::ForeignCache)));
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_are_named() {
+        let good = Model::random(spec());
+        let id = TensorId::layer(1, Role::Up);
+        let mut missing = good.clone();
+        missing.tensors.remove(&id);
+        assert!(matches!(Decoder::load(&missing), Err(Error::NoTensor(found)) if found == id));
+        let mut turned = good.clone();
+        turned.tensors.insert(id, dense(DType::F32, vec![48, 72], &[0.0; 48 * 72]));
+        let error = Decoder::load(&turned).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tensor `blk.1.mlp_up` has shape [48, 72], expected [72, 48]"
+        );
+        let mut bytes = good.clone();
+        bytes.tensors.insert(id, dense(DType::U8, vec![72, 48], &[0.0; 48 * 72]));
+        assert!(matches!(Decoder::load(&bytes), Err(Error::Codec { .. })));
+        let mut short = good;
+        let Tensor::Dense(tensor) = dense(DType::F32, vec![72, 48], &[0.0; 5]) else { return };
+        short.tensors.insert(id, Tensor::Dense(tensor));
+        assert!(matches!(Decoder::load(&short), Err(Error::Codec { .. })));
+    }
+}

@@ -1,0 +1,100 @@
+//! The few vector operations between matrix products. Every sum runs in one fixed order.
+
+use rayon::prelude::*;
+
+/// Elements that one task of an elementwise operation takes.
+const CHUNK: usize = 8192;
+/// Partial sums of [`dot`].
+const LANES: usize = 16;
+
+/// `Σ a·b`: sixteen interleaved partial sums, added pairwise at the end.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [0.0_f32; LANES];
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        for i in 0..LANES {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    a_rest.iter().zip(b_rest).fold(sums[0], |sum, (a, b)| sum + a * b)
+}
+
+/// `y += factor · x`.
+pub(crate) fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += factor * x;
+    }
+}
+
+/// `y += x`.
+pub(crate) fn add(y: &mut [f32], x: &[f32]) {
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| add_scaled(y, 1.0, x));
+}
+
+/// `gate = silu(gate) · up` with `silu(x) = x / (1 + exp(-x))`.
+pub(crate) fn silu_gate(gate: &mut [f32], up: &[f32]) {
+    gate.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(gate, up)| {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + (-*g).exp()) * u;
+        }
+    });
+}
+
+/// `scores = exp(scores - max) / Σ`. A NaN among them makes all NaN.
+pub(crate) fn softmax(scores: &mut [f32]) {
+    let max = scores.iter().fold(f32::NEG_INFINITY, |max, &s| max.max(s));
+    let mut sum = 0.0;
+    for score in scores.iter_mut() {
+        *score = (*score - max).exp();
+        sum += *score;
+    }
+    let inverse = 1.0 / sum;
+    for score in scores.iter_mut() {
+        *score *= inverse;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_and_products_are_right_at_every_length() {
+        for n in 0..70_usize {
+            let a: Vec<f32> = (0..n).map(|i| i as f32 - 11.0).collect();
+            let b: Vec<f32> = (0..n).map(|i| (i % 7) as f32).collect();
+            let exact: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            assert_eq!(dot(&a, &b), exact);
+            let mut y = a.clone();
+            add(&mut y, &b);
+            assert!(y.iter().zip(a.iter().zip(&b)).all(|(y, (a, b))| *y == a + b));
+        }
+    }
+
+    #[test]
+    fn softmax_sums_to_one_and_keeps_nan() {
+        let mut scores = [1000.0, 999.0, -1000.0];
+        softmax(&mut scores);
+        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((scores[0] / scores[1] - 1.0_f32.exp()).abs() < 1e-5);
+        let mut broken = [1.0, f32::NAN];
+        softmax(&mut broken);
+        assert!(broken.iter().all(|s| s.is_nan()));
+    }
+
+    #[test]
+    fn silu_is_smooth_from_zero_to_identity() {
+        let mut gate = [-100.0, 0.0, 1.0, 100.0];
+        silu_gate(&mut gate, &[1.0, 1.0, 2.0, 1.0]);
+        assert_eq!((gate[0].abs() < 1e-30, gate[1], gate[3]), (true, 0.0, 100.0));
+        assert!((gate[2] - 2.0 * 0.731_058_6).abs() < 1e-6);
+    }
+}

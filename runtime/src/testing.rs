@@ -1,0 +1,136 @@
+//! Small models in memory for the tests of this crate.
+
+use std::collections::BTreeMap;
+
+use neuroconv_format::{Codec, DType, DenseTensor, Tensor};
+use neuroconv_quant::{QuantizeSpec, Threshold, quantize};
+use neuroconv_recipes::{
+    AttentionSpec, Biases, BlockSpec, LayerSpec, Mixer, Mlp, ModelSpec, Norm, Order, QkNorm,
+    RoleKind, RopeLayout, RopeScaling, RopeSpec, SpecialTokens, TensorId,
+};
+
+use crate::sample::Pcg32;
+use crate::{Error, WeightSource};
+
+/// Two layers of grouped heads: one with everything switched on, one without rotation.
+pub(crate) fn spec() -> ModelSpec {
+    let full = AttentionSpec {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        rope: true,
+        qk_norm: QkNorm::PerHead,
+        bias: Biases { qkv: true, o: true },
+        window: Some(5),
+    };
+    let plain = AttentionSpec {
+        rope: false,
+        qk_norm: QkNorm::None,
+        bias: Biases { qkv: false, o: false },
+        window: None,
+        ..full.clone()
+    };
+    let layer = |attention| LayerSpec { mixer: Mixer::Attention(attention) };
+    ModelSpec {
+        arch: "test".to_owned(),
+        hidden: 48,
+        vocab: 50,
+        ffn: 72,
+        max_positions: 64,
+        norm_eps: 1e-5,
+        tied: false,
+        block: BlockSpec {
+            norm: Norm::Rms,
+            order: Order::Pre,
+            mlp: Mlp::GatedSilu,
+            mlp_bias: true,
+        },
+        rope: RopeSpec {
+            theta: 10_000.0,
+            layout: RopeLayout::Half,
+            scaling: RopeScaling::None,
+        },
+        layers: vec![layer(full), layer(plain)],
+        special: SpecialTokens { bos: Some(1), eos: vec![2] },
+    }
+}
+
+/// A model with random weights.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) spec: ModelSpec,
+    pub(crate) tensors: BTreeMap<TensorId, Tensor>,
+}
+
+impl Model {
+    /// Single precision, the same for every call.
+    pub(crate) fn random(spec: ModelSpec) -> Self {
+        let mut rng = Pcg32::new(11, 3);
+        let mut uniform = move |width: f64| ((rng.next_f64() * 2.0 - 1.0) * width) as f32;
+        let tensors = spec.tensors().into_iter().map(|(id, shape)| {
+            let n = shape.iter().product();
+            let values: Vec<f32> = match id.role.kind() {
+                RoleKind::Norm => (0..n).map(|_| 1.0 + uniform(0.3)).collect(),
+                RoleKind::Bias => (0..n).map(|_| uniform(0.2)).collect(),
+                RoleKind::Vocab => (0..n).map(|_| uniform(1.0)).collect(),
+                RoleKind::Linear => {
+                    let width = (3.0 / shape[1] as f64).sqrt();
+                    (0..n).map(|_| uniform(width)).collect()
+                }
+            };
+            (id, dense(DType::F32, shape, &values))
+        });
+        Model { tensors: tensors.collect(), spec }
+    }
+
+    /// Every matrix in another dense type.
+    pub(crate) fn in_dtype(mut self, dtype: DType) -> Self {
+        for tensor in self.tensors.values_mut() {
+            if let Tensor::Dense(t) = tensor
+                && t.shape.len() == 2
+            {
+                *tensor = dense(dtype, t.shape.clone(), &t.to_f32());
+            }
+        }
+        self
+    }
+
+    /// Every matrix packed, in groups of 32 or 64 by turns.
+    pub(crate) fn packed(mut self, codec: Codec) -> Self {
+        for (i, tensor) in self.tensors.values_mut().enumerate() {
+            if let Tensor::Dense(t) = tensor
+                && let &[rows, cols] = t.shape.as_slice()
+            {
+                let group = if i % 2 == 0 { 32 } else { 64 };
+                let how = QuantizeSpec { codec, group, threshold: Threshold::Mse };
+                *tensor = Tensor::Packed(quantize(&t.to_f32(), rows, cols, &how).unwrap().0);
+            }
+        }
+        self
+    }
+}
+
+impl WeightSource for Model {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn tensor(&self, id: TensorId) -> Result<Tensor, Error> {
+        self.tensors.get(&id).cloned().ok_or(Error::NoTensor(id))
+    }
+}
+
+/// A dense tensor of `values`.
+pub(crate) fn dense(dtype: DType, shape: Vec<usize>, values: &[f32]) -> Tensor {
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DType::F16 => {
+            values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()
+        }
+        DType::BF16 => {
+            values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
+        }
+        DType::U8 => values.iter().map(|v| *v as u8).collect(),
+    };
+    Tensor::Dense(DenseTensor { dtype, shape, bytes: bytes.into() })
+}
