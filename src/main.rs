@@ -1,1 +1,95 @@
-fn main() {}
+//! The `neuroconv` program: arguments in, results and an exit code out.
+//!
+//! Owns flags, printing and exit codes, and joins what must not know each other: conversion and
+//! verification. Contains no arithmetic.
+
+mod args;
+mod cmd;
+mod corpus;
+mod demo_model;
+mod exit;
+mod failure;
+mod interrupt;
+mod machine;
+mod pipeline;
+mod present;
+mod reports;
+mod ui;
+
+use std::panic;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::exit::Exit;
+use crate::ui::Ui;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.verbose);
+    init_log(cli.global.verbose);
+    if let Err(error) = init_threads(cli.global.threads) {
+        ui.error(&error, None);
+        return Exit::Resources.into();
+    }
+    let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| run(cli.command, ui)));
+    match outcome {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(error)) => {
+            let failure = failure::classify(&error);
+            ui.error(&error, failure.hint.as_deref());
+            failure.exit.into()
+        }
+        Err(_) => {
+            let error = anyhow::anyhow!("internal bug: an invariant of neuroconv is broken");
+            ui.error(&error, Some("please report the lines above, with the command"));
+            Exit::Bug.into()
+        }
+    }
+}
+
+fn run(command: Command, ui: Ui) -> anyhow::Result<Exit> {
+    match command {
+        Command::Inspect(args) => cmd::inspect::run(&args, ui),
+        Command::Plan(args) => cmd::plan::run(&args, ui),
+        Command::Int8(args) => cmd::convert::int8(args, ui),
+        Command::Int4(args) => cmd::convert::int4(args, ui),
+        Command::Ternary(args) => cmd::convert::ternary(args, ui),
+        Command::Run(args) => cmd::convert::recipe(args, ui),
+        Command::Verify(args) => cmd::verify::run(&args, ui),
+        Command::Eval(args) => cmd::eval::run(&args, ui),
+        Command::Generate(args) => cmd::generate::run(&args, ui),
+        Command::Diff(args) => cmd::diff::run(&args, ui),
+        Command::Demo(args) => cmd::demo::run(&args, ui),
+        Command::Mla(_) => Err(failure::unsupported("mla")),
+        Command::Bench(_) => Err(failure::unsupported("bench")),
+        Command::Export(_) => Err(failure::unsupported("export")),
+        Command::Gate(_) => Err(failure::unsupported("gate")),
+    }
+}
+
+/// `NEUROCONV_LOG` filters the log; `-v` and `-vv` are short for two of its settings.
+fn init_log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("NEUROCONV_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}
+
+fn init_threads(threads: Option<u16>) -> anyhow::Result<()> {
+    if let Some(threads) = threads {
+        rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global()?;
+    }
+    Ok(())
+}

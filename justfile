@@ -1,0 +1,29 @@
+# Everything CI runs.
+check:
+    .ci/run
+
+# The tests alone.
+test:
+    cargo test --release --workspace
+
+# The main job on the built-in model.
+demo:
+    cargo run --release -- demo
+
+# Formats the sources.
+fmt:
+    cargo fmt --all
+
+# Makes the golden logits anew; needs Python.
+golden:
+    python3 -m venv target/golden-venv
+    target/golden-venv/bin/pip install -r fixtures/generate/requirements.txt
+    target/golden-venv/bin/python fixtures/generate/golden.py
+
+# Trains the fixture model anew (about half an hour).
+train:
+    cargo run --release -p neuroconv-fixtures --features train --bin train
+
+# Lines of Rust per crate.
+size:
+    @for d in src recipes runtime/src runtime/format runtime/kernels quant convert verify fixtures; do printf '%-18s ' $d; find $d -name '*.rs' -print0 | xargs -0 cat | wc -l; done

@@ -1,0 +1,183 @@
+//! `neuroconv inspect`: what a model, an architecture or a recipe is.
+
+use std::path::Path;
+
+use neuroconv_recipes::{Mixer, ModelSpec, QkNorm};
+use neuroconv_runtime::{PackedModel, Source, TextTokenizer, WeightSource};
+use serde::Serialize;
+
+use crate::args::InspectArgs;
+use crate::exit::Exit;
+use crate::present;
+use crate::ui::Ui;
+
+pub(crate) fn run(args: &InspectArgs, ui: Ui) -> anyhow::Result<Exit> {
+    if let Some(name) = &args.arch {
+        architecture(name, ui)?;
+    } else if let Some(name) = &args.recipe {
+        recipe(name, ui)?;
+    } else if let Some(path) = &args.model {
+        model(path, ui)?;
+    }
+    Ok(Exit::Done)
+}
+
+#[derive(Serialize)]
+struct ArchitectureLine<'a> {
+    name: &'a str,
+    classes: &'a [String],
+}
+
+fn architecture(name: &str, ui: Ui) -> anyhow::Result<()> {
+    if name == "list" {
+        let all: Vec<_> = neuroconv_recipes::architectures()
+            .iter()
+            .map(|a| ArchitectureLine { name: &a.name, classes: &a.hf })
+            .collect();
+        for line in &all {
+            ui.result(format!("{:10} {}", line.name, line.classes.join(", ")));
+        }
+        return ui.object(&all);
+    }
+    let arch = neuroconv_recipes::architecture(name)?;
+    let text = neuroconv_recipes::pseudo_code(arch);
+    ui.result(text.trim_end());
+    ui.object(&serde_json::json!({ "name": arch.name, "classes": arch.hf, "pseudo_code": text }))
+}
+
+fn recipe(name: &str, ui: Ui) -> anyhow::Result<()> {
+    if name == "list" {
+        let all = neuroconv_recipes::builtin_names()
+            .iter()
+            .map(|name| Ok((*name, neuroconv_recipes::builtin(name)?.summary)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        for (name, summary) in &all {
+            ui.result(format!("{name:16} {summary}"));
+        }
+        return ui.object(&all);
+    }
+    let recipe = super::plan::recipe(name)?;
+    ui.result(recipe.to_toml().trim_end());
+    ui.object(&recipe)
+}
+
+#[derive(Serialize)]
+struct Inspected<'a> {
+    kind: &'static str,
+    path: String,
+    arch: &'a str,
+    parameters: u64,
+    weights_bytes: u64,
+    bits_per_weight: f64,
+    kv_numbers_per_token: usize,
+    tokenizer_vocab: usize,
+    spec: &'a ModelSpec,
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    manifest: Option<&'a neuroconv_format::Manifest>,
+}
+
+fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
+    let source = neuroconv_runtime::open_source(path)?;
+    let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
+    let spec = source.spec();
+    let (kind, weights_bytes, warnings, manifest) = match &source {
+        Source::Checkpoint(c) => {
+            let bytes = c.files().names().map(|t| t.range.end - t.range.start).sum();
+            ("checkpoint", bytes, c.resolved().warnings.clone(), None)
+        }
+        Source::Artifact(a) => {
+            let manifest = a.artifact().manifest();
+            ("artifact", manifest.size.weights_bytes, Vec::new(), Some(manifest))
+        }
+    };
+    let parameters = spec.parameters();
+    let inspected = Inspected {
+        kind,
+        path: path.display().to_string(),
+        arch: &spec.arch,
+        parameters,
+        weights_bytes,
+        bits_per_weight: weights_bytes as f64 * 8.0 / parameters as f64,
+        kv_numbers_per_token: spec.layers.iter().map(|l| cached_numbers(&l.mixer)).sum(),
+        tokenizer_vocab: tokenizer.vocab_size(),
+        spec,
+        warnings,
+        manifest,
+    };
+    show(&inspected, ui);
+    if let Source::Artifact(a) = &source {
+        show_artifact(a, ui);
+    }
+    ui.object(&inspected)
+}
+
+/// Numbers that a mixer adds to the cache with each token.
+fn cached_numbers(mixer: &Mixer) -> usize {
+    match mixer {
+        Mixer::Attention(a) => 2 * a.kv_heads * a.head_dim,
+    }
+}
+
+fn show(m: &Inspected<'_>, ui: Ui) {
+    let spec = m.spec;
+    ui.result(format!("{}: {} of architecture {}", m.path, m.kind, m.arch));
+    let mut rows = vec![
+        ("parameters", m.parameters.to_string()),
+        ("weights", format!("{} ({:.3} bits per weight)", present::bytes(m.weights_bytes), m.bits_per_weight)),
+        ("layers", spec.layers.len().to_string()),
+        ("hidden, ffn", format!("{}, {}", spec.hidden, spec.ffn)),
+        ("vocabulary", format!("{} (tokenizer {})", spec.vocab, m.tokenizer_vocab)),
+        ("head", if spec.tied { "tied to the embedding" } else { "of its own" }.to_owned()),
+        ("positions", spec.max_positions.to_string()),
+        ("rope", format!("theta {}, {:?}, scaling {:?}", spec.rope.theta, spec.rope.layout, spec.rope.scaling)),
+        ("cache", format!("{} numbers per token", m.kv_numbers_per_token)),
+    ];
+    if let Some(Mixer::Attention(a)) = spec.layers.first().map(|l| &l.mixer) {
+        let mut text = format!("{} heads of {}, {} key/value heads", a.heads, a.head_dim, a.kv_heads);
+        if a.bias.qkv {
+            text.push_str(", biases");
+        }
+        if a.qk_norm != QkNorm::None {
+            text.push_str(", query and key norms");
+        }
+        if let Some(window) = a.window {
+            text.push_str(&format!(", window {window}"));
+        }
+        rows.insert(3, ("attention", text));
+    }
+    for (key, value) in rows {
+        ui.result(format!("  {key:12} {value}"));
+    }
+    for warning in &m.warnings {
+        ui.warn(warning);
+    }
+}
+
+fn show_artifact(model: &PackedModel, ui: Ui) {
+    let manifest = model.artifact().manifest();
+    let verdict = &manifest.verdict;
+    ui.result(format!("  {:12} {}", "verdict", verdict.status));
+    if !verdict.waived.is_empty() {
+        ui.result(format!("  {:12} {}", "waived", verdict.waived.join(", ")));
+    }
+    ui.result(format!("  {:12} {}, recipe {}", "made from", manifest.source.id, manifest.recipe.name));
+    if ui.is_verbose() {
+        let rows: Vec<Vec<String>> = manifest
+            .tensors
+            .iter()
+            .map(|t| {
+                vec![
+                    t.name.clone(),
+                    t.codec.to_string(),
+                    t.group.map_or_else(String::new, |g| g.to_string()),
+                    format!("{:.3}", t.bits_per_weight),
+                    t.rel_mse.map_or_else(String::new, |e| format!("{e:.2e}")),
+                    t.reason.clone(),
+                ]
+            })
+            .collect();
+        let header = ["tensor", "codec", "group", "bits", "rel. mse", "why"];
+        ui.result(present::table(&header, &rows, &[2, 3, 4]));
+    }
+}

@@ -1,0 +1,150 @@
+//! `neuroconv plan` and `--dry-run`: the fate of every tensor, no weight read.
+
+use std::path::Path;
+
+use neuroconv_convert::{Plan, PlannedTensor};
+use neuroconv_recipes::Recipe;
+use neuroconv_runtime::{Checkpoint, Source};
+
+use crate::args::PlanArgs;
+use crate::exit::Exit;
+use crate::failure::Misuse;
+use crate::present;
+use crate::ui::Ui;
+
+pub(crate) fn run(args: &PlanArgs, ui: Ui) -> anyhow::Result<Exit> {
+    let recipe = recipe(&args.recipe)?;
+    let source = checkpoint(&args.model)?;
+    let plan = neuroconv_convert::plan(&source, &recipe)?;
+    show(&plan, ui)?;
+    Ok(Exit::Done)
+}
+
+/// A recipe by the name of a built-in one, or from a file; an existing file wins.
+pub(crate) fn recipe(name: &str) -> anyhow::Result<Recipe> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Ok(Recipe::parse(&fs_err::read_to_string(path)?, name)?);
+    }
+    let is_path = path.components().count() > 1 || path.extension().is_some_and(|e| e == "toml");
+    if is_path {
+        return Err(Misuse::new(
+            format!("`{name}`: there is no such recipe file"),
+            format!("built-in recipes: {}", neuroconv_recipes::builtin_names().join(", ")),
+        )
+        .into());
+    }
+    Ok(neuroconv_recipes::builtin(name)?)
+}
+
+/// Opens what is to be converted; an artifact is not.
+pub(crate) fn checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
+    match neuroconv_runtime::open_source(path)? {
+        Source::Checkpoint(checkpoint) => Ok(checkpoint),
+        Source::Artifact(_) => Err(Misuse::new(
+            format!("`{}` is an artifact already", path.display()),
+            "convert the checkpoint that it was made from",
+        )
+        .into()),
+    }
+}
+
+/// Prints a plan: one line per kind of tensor, or every tensor with `-v`.
+pub(crate) fn show(plan: &Plan, ui: Ui) -> anyhow::Result<()> {
+    let lines = lines(&plan.tensors, ui.is_verbose());
+    let header = ["tensor", "shape", "from", "to", "group", "bytes", "bits", "why"];
+    ui.result(present::table(&header, &lines, &[4, 5, 6]));
+    for dropped in &plan.dropped {
+        ui.result(format!("dropped {}: {}", dropped.source, dropped.reason));
+    }
+    for warning in &plan.warnings {
+        ui.warn(warning);
+    }
+    let s = &plan.source;
+    ui.result(format!(
+        "\n{}: {}, {} parameters in {}, {} -> {} ({:.3} bits per weight), recipe {}",
+        s.id,
+        s.arch,
+        s.params,
+        s.dtype,
+        present::bytes(s.bytes),
+        present::bytes(plan.weights_bytes),
+        plan.bits_per_weight,
+        plan.recipe,
+    ));
+    ui.result(format!(
+        "needs about {} of memory to convert and {} of disk",
+        present::bytes(plan.peak_memory_bytes),
+        present::bytes(plan.disk_bytes),
+    ));
+    ui.object(plan)
+}
+
+/// Tensors that differ in their layer only share a line, unless `all` are wanted.
+fn lines(tensors: &[PlannedTensor], all: bool) -> Vec<Vec<String>> {
+    let mut kinds: Vec<(&PlannedTensor, Vec<usize>, u64)> = Vec::new();
+    for tensor in tensors {
+        let same = |first: &PlannedTensor| {
+            first.id.layer.is_some()
+                && first.id.role == tensor.id.role
+                && first.shape == tensor.shape
+                && first.codec == tensor.codec
+                && first.group == tensor.group
+                && first.source_dtype == tensor.source_dtype
+                && first.reason == tensor.reason
+        };
+        let found = if all { None } else { kinds.iter_mut().find(|(first, ..)| same(first)) };
+        match found {
+            Some((_, layers, bytes)) => {
+                layers.extend(tensor.id.layer);
+                *bytes += tensor.bytes;
+            }
+            None => kinds.push((tensor, tensor.id.layer.into_iter().collect(), tensor.bytes)),
+        }
+    }
+    kinds
+        .into_iter()
+        .map(|(t, layers, bytes)| {
+            let name = if layers.len() > 1 {
+                format!("blk.{}.{}", ranges(&layers), t.id.role)
+            } else {
+                t.id.to_string()
+            };
+            vec![
+                name,
+                t.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x"),
+                t.source_dtype.to_string(),
+                t.codec.to_string(),
+                t.group.map_or_else(String::new, |g| g.to_string()),
+                present::bytes(bytes),
+                format!("{:.3}", t.bits_per_weight),
+                t.reason.clone(),
+            ]
+        })
+        .collect()
+}
+
+/// `0-3,5` for `[0, 1, 2, 3, 5]`.
+fn ranges(ascending: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &n in ascending {
+        match parts.last_mut() {
+            Some((_, end)) if *end + 1 == n => *end = n,
+            _ => parts.push((n, n)),
+        }
+    }
+    let text = |(a, b): (usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    parts.into_iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_told_in_ranges() {
+        assert_eq!(ranges(&[0, 1, 2, 3, 5]), "0-3,5");
+        assert_eq!(ranges(&[4]), "4");
+        assert_eq!(ranges(&[0, 2, 3]), "0,2-3");
+    }
+}

@@ -1,0 +1,178 @@
+//! Conversion and verification joined: stage, measure, judge, then emit or refuse.
+//!
+//! Owns the order of these steps and the report made of them. `convert` knows no quality and
+//! `verify` no files; this is the only place that sees both.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::Context;
+use neuroconv_convert::card::FrontMatter;
+use neuroconv_convert::{Emission, Plan, StagedArtifact, Staging};
+use neuroconv_format::manifest::VerdictStatus;
+use neuroconv_format::{Manifest, Validate};
+use neuroconv_recipes::{Limits, Recipe};
+use neuroconv_runtime::{Checkpoint, PackedModel, Progress, WeightSource};
+use neuroconv_verify::report::{ArtifactRecord, Report, SCHEMA_VERSION, StageRecord, TensorLine};
+use neuroconv_verify::{Verdict, Verification, VerifyOptions};
+
+use crate::corpus::Measurement;
+use crate::exit::Exit;
+use crate::machine;
+use crate::reports;
+
+/// Set by ctrl-C; conversion stops at the next tensor.
+pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Windows that implementation parity is measured on.
+const PARITY_WINDOWS: usize = 4;
+
+/// One conversion to be done.
+pub(crate) struct Job<'a> {
+    pub(crate) source: &'a Checkpoint,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) plan: &'a Plan,
+    pub(crate) output: &'a Path,
+    pub(crate) overwrite: bool,
+    pub(crate) measurement: &'a Measurement,
+    pub(crate) allow_quality_loss: bool,
+}
+
+/// A conversion that was done, measured and judged, but not emitted.
+pub(crate) struct Judged {
+    pub(crate) staged: StagedArtifact,
+    pub(crate) report: Report,
+    pub(crate) advice: Vec<String>,
+}
+
+/// How the quality of an artifact is measured and judged.
+pub(crate) fn options(
+    measurement: &Measurement,
+    limits: &Limits,
+    allow_quality_loss: bool,
+) -> VerifyOptions {
+    VerifyOptions {
+        protocol: measurement.protocol,
+        ctx: measurement.ctx,
+        max_tokens: Some(measurement.max_tokens),
+        limits: limits.clone(),
+        allow_quality_loss,
+        parity_windows: PARITY_WINDOWS,
+    }
+}
+
+/// Converts into a staging folder, opens the staged bytes as a user would, and judges them.
+pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyhow::Result<Judged> {
+    let start = Instant::now();
+    let staging = Staging::open(job.output, job.overwrite)?;
+    let staged = neuroconv_convert::execute(job.plan, job.source, staging, progress, &INTERRUPTED)?;
+    let convert_s = start.elapsed().as_secs_f64();
+    let model = PackedModel::open(&staged.path(), Validate::Full)?;
+    let options = options(job.measurement, &job.recipe.limits, job.allow_quality_loss);
+    let verification =
+        neuroconv_verify::verify(job.source, &model, &job.measurement.texts, &options, progress)?;
+    let advice = advice(&verification, staged.manifest());
+    let mut report = report(verification, job.source, &model, job.output)?;
+    report.stages.insert(0, StageRecord { name: "convert".to_owned(), wall_s: convert_s });
+    report.warnings.extend(job.plan.warnings.iter().chain(staged.notes()).cloned());
+    Ok(Judged { staged, report, advice })
+}
+
+/// What would help an artifact that was not passed.
+pub(crate) fn advice(verification: &Verification, manifest: &Manifest) -> Vec<String> {
+    neuroconv_verify::advice(&verification.judgement, &verification.metrics, body_codec(manifest))
+}
+
+/// The codec that most bytes of the blocks' matrices are stored in.
+fn body_codec(manifest: &Manifest) -> &'static str {
+    let mut bytes = std::collections::BTreeMap::new();
+    for tensor in manifest.tensors.iter().filter(|t| t.name.starts_with("blk.")) {
+        *bytes.entry(tensor.codec.name()).or_insert(0) += tensor.size;
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(codec, _)| codec)
+}
+
+/// The report on an artifact, from what was measured and what its manifest says.
+pub(crate) fn report(
+    verification: Verification,
+    base: &dyn WeightSource,
+    artifact: &PackedModel,
+    path: &Path,
+) -> anyhow::Result<Report> {
+    let manifest = artifact.artifact().manifest();
+    let exit_code = verification.judgement.exit_code();
+    let Verification { metrics, parity, judgement, corpora, stages } = verification;
+    Ok(Report {
+        schema_version: SCHEMA_VERSION,
+        verdict: judgement.verdict,
+        exit_code,
+        source: manifest.source.clone(),
+        artifact: ArtifactRecord {
+            path: path.display().to_string(),
+            size_bytes: manifest.size.weights_bytes,
+            bits_per_weight: manifest.size.bits_per_weight,
+            kv_bytes_per_token: cache_bytes_per_token(artifact)?,
+            kv_bytes_per_token_source: cache_bytes_per_token(base)?,
+        },
+        corpora,
+        metrics,
+        parity,
+        mla: None,
+        tensors: manifest.tensors.iter().map(TensorLine::from).collect(),
+        checks: judgement.checks,
+        stages,
+        peak_rss_bytes: machine::peak_rss_bytes(),
+        threads: rayon::current_num_threads(),
+        cpu: machine::cpu(),
+        warnings: Vec::new(),
+    })
+}
+
+/// Bytes that one token adds to the runtime's cache.
+fn cache_bytes_per_token(model: &dyn WeightSource) -> anyhow::Result<u64> {
+    Ok(neuroconv_runtime::KvCache::bytes_per_token(model.spec()) as u64)
+}
+
+/// The exit code of a report.
+pub(crate) fn exit(report: &Report) -> Exit {
+    match report.exit_code {
+        0 => Exit::Done,
+        4 => Exit::Parity,
+        8 => Exit::Inconclusive,
+        _ => Exit::Refused,
+    }
+}
+
+/// Emits what passed or was waived, and removes what was not. Returns the artifact's path.
+pub(crate) fn settle(
+    judged: Judged,
+    job: &Job<'_>,
+    forms: &reports::Forms,
+    progress: &dyn Progress,
+) -> anyhow::Result<(Report, Option<PathBuf>)> {
+    let Judged { staged, report, .. } = judged;
+    let verdict = match report.verdict {
+        Verdict::Pass => VerdictStatus::Pass,
+        Verdict::Waived => VerdictStatus::Waived,
+        Verdict::Fail | Verdict::Inconclusive => {
+            staged.reject().context("cannot remove the staging folder")?;
+            return Ok((report, None));
+        }
+    };
+    let waived = report.checks.iter().filter(|c| c.waived).map(|c| c.id.clone()).collect();
+    let rendered = forms.render(&report)?;
+    let carried = FrontMatter::read(job.source.tokenizer_dir());
+    let card = reports::card(&report, job.recipe, staged.manifest(), staged.target(), carried);
+    let emission = Emission {
+        verdict,
+        waived,
+        report_json: rendered.json,
+        report_md: rendered.md,
+        report_html: rendered.html,
+        junit_xml: rendered.junit,
+        card: card.render(),
+    };
+    let path = staged.emit(&emission, progress)?;
+    Ok((report, Some(path)))
+}

@@ -1,0 +1,149 @@
+//! The forms of a report: JSON, Markdown, HTML, JUnit, and the model card.
+
+use std::path::Path;
+
+use neuroconv_convert::Card;
+use neuroconv_convert::card::FrontMatter;
+use neuroconv_format::Manifest;
+use neuroconv_recipes::Recipe;
+use neuroconv_verify::render::{render_html, render_junit, render_markdown};
+use neuroconv_verify::report::Report;
+use neuroconv_verify::{Check, CheckClass, Verdict};
+
+use crate::args::{ReportArgs, ReportForm};
+use crate::present;
+
+/// Which forms are wanted.
+pub(crate) struct Forms(Vec<ReportForm>);
+
+/// A report in its wanted forms.
+pub(crate) struct Rendered {
+    pub(crate) json: Vec<u8>,
+    pub(crate) md: Option<Vec<u8>>,
+    pub(crate) html: Option<Vec<u8>>,
+    pub(crate) junit: Option<Vec<u8>>,
+}
+
+impl Forms {
+    pub(crate) fn new(args: &ReportArgs) -> Self {
+        Forms(args.report.clone())
+    }
+
+    /// Every form.
+    pub(crate) fn all() -> Self {
+        Forms(vec![ReportForm::Json, ReportForm::Md, ReportForm::Html, ReportForm::Junit])
+    }
+
+    /// The report in each wanted form; JSON always.
+    pub(crate) fn render(&self, report: &Report) -> anyhow::Result<Rendered> {
+        let form = |form, render: fn(&Report) -> String| {
+            self.0.contains(&form).then(|| render(report).into_bytes())
+        };
+        Ok(Rendered {
+            json: report.to_json()?.into_bytes(),
+            md: form(ReportForm::Md, render_markdown),
+            html: form(ReportForm::Html, render_html),
+            junit: form(ReportForm::Junit, render_junit),
+        })
+    }
+}
+
+/// Writes the wanted forms into a folder of their own, for a verdict that emits nothing.
+pub(crate) fn write(dir: &Path, forms: &Forms, report: &Report) -> anyhow::Result<()> {
+    let rendered = forms.render(report)?;
+    fs_err::create_dir_all(dir)?;
+    fs_err::write(dir.join("report.json"), &rendered.json)?;
+    for (name, bytes) in
+        [("report.md", rendered.md), ("report.html", rendered.html), ("junit.xml", rendered.junit)]
+    {
+        if let Some(bytes) = bytes {
+            fs_err::write(dir.join(name), bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the artifact's `README.md` says.
+pub(crate) fn card(report: &Report, recipe: &Recipe, manifest: &Manifest, target: &Path, carried: FrontMatter) -> Card {
+    let title = target.file_name().unwrap_or(target.as_os_str()).to_string_lossy().into_owned();
+    let waived = report.verdict == Verdict::Waived;
+    Card {
+        title,
+        source: manifest.source.id.clone(),
+        commit: manifest.source.commit.clone(),
+        base_model: None,
+        carried,
+        tags: vec![recipe.name.clone()],
+        verdict: verdict_word(report.verdict).to_owned(),
+        summary: if waived {
+            "Quality is below the limits; the user accepted that by name.".to_owned()
+        } else {
+            "Implementation parity and every quality limit hold.".to_owned()
+        },
+        comparison: comparison(report),
+        checks: report.checks.iter().map(check_row).collect(),
+        command: command_line(),
+        recipe_toml: recipe.to_toml(),
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        limits: vec![
+            "Measured by next-token statistics on the texts named in the report, nothing else.".to_owned(),
+            "Behaviour that those texts do not exercise was not compared.".to_owned(),
+        ],
+    }
+}
+
+fn comparison(report: &Report) -> Vec<[String; 3]> {
+    let m = &report.metrics;
+    let source_bytes: u64 = report.source.files.iter().map(|f| f.size).sum();
+    let row = |name: &str, a: String, b: String| [name.to_owned(), a, b];
+    vec![
+        row("weight files", present::bytes(source_bytes), present::bytes(report.artifact.size_bytes)),
+        row(
+            "bits per weight",
+            format!("{:.3}", source_bytes as f64 * 8.0 / report.source.params as f64),
+            format!("{:.3}", report.artifact.bits_per_weight),
+        ),
+        row("perplexity", format!("{:.4}", m.ppl_base.value), format!("{:.4}", m.ppl.value)),
+        row("mean KL divergence, nats", "0".to_owned(), format!("{:.5}", m.kld_mean.value)),
+        row("same best token", "100 %".to_owned(), format!("{:.2} %", m.top1.value * 100.0)),
+    ]
+}
+
+fn check_row(check: &Check) -> [String; 4] {
+    let status = if check.waived { "waived" } else { status_word(check) };
+    [check.id.clone(), present::number(check.limit), present::number(check.observed), status.to_owned()]
+}
+
+/// How a check ended, in a word.
+pub(crate) fn status_word(check: &Check) -> &'static str {
+    use neuroconv_verify::CheckStatus;
+    match (check.status, check.class) {
+        (CheckStatus::Pass, _) => "pass",
+        (CheckStatus::Fail, CheckClass::Parity) => "BUG",
+        (CheckStatus::Fail, CheckClass::Quality) => "fail",
+        (CheckStatus::Inconclusive, _) => "unclear",
+    }
+}
+
+/// A verdict in a word.
+pub(crate) fn verdict_word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail => "fail",
+        Verdict::Inconclusive => "inconclusive",
+        Verdict::Waived => "waived",
+    }
+}
+
+/// The command as it was typed, with folders cut to their names: a card is published.
+fn command_line() -> String {
+    let words = std::env::args().skip(1).map(|word| {
+        let path = Path::new(&word);
+        match path.file_name() {
+            Some(name) if path.components().count() > 1 => name.to_string_lossy().into_owned(),
+            _ => word,
+        }
+    });
+    let quote = |word: String| if word.contains(' ') { format!("'{word}'") } else { word };
+    std::iter::once("neuroconv".to_owned()).chain(words.map(quote)).collect::<Vec<_>>().join(" ")
+}
