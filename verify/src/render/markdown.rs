@@ -1,0 +1,76 @@
+//! A short page: the verdict, the checks, what changed.
+
+use std::fmt::Write;
+
+use super::{count, headline, limit, observed, outcome, printable, rows};
+use crate::report::Report;
+
+/// The report as GitHub-flavoured Markdown.
+pub fn render_markdown(report: &Report) -> String {
+    write_markdown(report).expect("writing to a string cannot fail")
+}
+
+fn write_markdown(report: &Report) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    let source = &report.source;
+    writeln!(out, "## neuroconv: {}\n", headline(report))?;
+    writeln!(
+        out,
+        "{} ({}, {} parameters, {}) → {}\n",
+        code(&source.id),
+        text(&source.arch),
+        count(source.params),
+        text(&source.dtype),
+        code(&report.artifact.path),
+    )?;
+    writeln!(
+        out,
+        "| check | limit | observed (95 %) | |\n|:--|--:|--:|:--|"
+    )?;
+    for check in &report.checks {
+        let (id, limit, seen) = (code(&check.id), limit(check), observed(check, report));
+        writeln!(out, "| {id} | {limit} | {seen} | {} |", outcome(check))?;
+    }
+    writeln!(out, "\n| | original | artifact |\n|:--|--:|--:|")?;
+    for [name, original, artifact] in rows(report) {
+        writeln!(out, "| {name} | {original} | {artifact} |")?;
+    }
+    writeln!(out)?;
+    for corpus in &report.corpora {
+        writeln!(
+            out,
+            "Measured on {}: {} tokens in {} windows of {}, protocol {}.",
+            code(&corpus.name),
+            count(corpus.tokens),
+            count(corpus.windows),
+            corpus.ctx,
+            code(&corpus.protocol),
+        )?;
+    }
+    for warning in &report.warnings {
+        writeln!(out, "\n> {}", text(warning))?;
+    }
+    Ok(out)
+}
+
+/// Text in which nothing is markup.
+fn text(raw: &str) -> String {
+    let mut out = String::with_capacity(raw.len());
+    for c in printable(raw).chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '&' => out.push_str("&amp;"),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '#' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Text as code, fit for a table too: there a bar ends a cell even in code.
+fn code(raw: &str) -> String {
+    format!("`{}`", printable(raw).replace('`', "'").replace('|', "\\|"))
+}

@@ -1,0 +1,263 @@
+//! Reports for people and for build servers.
+//!
+//! Owns text made from a [`Report`](crate::report::Report). Everything that came from outside is
+//! escaped for the format at hand.
+
+mod html;
+mod junit;
+mod markdown;
+mod plots;
+
+pub use html::render_html;
+pub use junit::render_junit;
+pub use markdown::render_markdown;
+
+use crate::gate::{Check, CheckStatus, Verdict};
+use crate::report::Report;
+use crate::stats::Interval;
+
+/// A number with four significant digits.
+fn number(x: f64) -> String {
+    let size = x.abs();
+    if x == 0.0 {
+        "0".to_owned()
+    } else if (1e-3..1e6).contains(&size) {
+        let decimals = (3 - size.log10().floor() as i32).max(0) as usize;
+        format!("{x:.decimals$}")
+    } else {
+        format!("{x:.2e}")
+    }
+}
+
+/// A value with its interval in parentheses.
+fn with_interval(interval: Interval) -> String {
+    match (interval.lo, interval.hi) {
+        (Some(lo), Some(hi)) => {
+            format!(
+                "{} ({} – {})",
+                number(interval.value),
+                number(lo),
+                number(hi)
+            )
+        }
+        _ => format!("{} (no interval)", number(interval.value)),
+    }
+}
+
+/// A count with its thousands apart.
+fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Bytes in decimal units.
+fn bytes(n: u64) -> String {
+    let (unit, name) = match n {
+        0..1_000 => return format!("{n} B"),
+        1_000..1_000_000 => (1e3, "kB"),
+        1_000_000..1_000_000_000 => (1e6, "MB"),
+        _ => (1e9, "GB"),
+    };
+    format!("{} {name}", number(n as f64 / unit))
+}
+
+/// Bytes of the original's weight files.
+fn source_bytes(report: &Report) -> u64 {
+    let weights = report
+        .source
+        .files
+        .iter()
+        .filter(|f| f.path.ends_with(".safetensors"));
+    weights.map(|f| f.size).sum()
+}
+
+/// The verdict in a few words.
+fn headline(report: &Report) -> String {
+    match (report.verdict, report.exit_code) {
+        (Verdict::Pass, _) => "passed".into(),
+        (Verdict::Waived, _) => "emitted below its quality limits, as permitted".into(),
+        (Verdict::Inconclusive, code) => format!("inconclusive (exit {code})"),
+        (Verdict::Fail, 4) => "implementation parity failed (exit 4)".into(),
+        (Verdict::Fail, code) => format!("refused by its quality limits (exit {code})"),
+    }
+}
+
+/// How a check ended, in a word.
+fn outcome(check: &Check) -> &'static str {
+    match (check.waived, check.status) {
+        (true, _) => "waived",
+        (_, CheckStatus::Pass) => "pass",
+        (_, CheckStatus::Fail) => "fail",
+        (_, CheckStatus::Inconclusive) => "inconclusive",
+    }
+}
+
+/// The limit with its direction.
+fn limit(check: &Check) -> String {
+    let sign = if matches!(check.id.as_str(), "quality.top1" | "quality.limits") {
+        "≥"
+    } else {
+        "≤"
+    };
+    format!("{sign} {}", number(check.limit))
+}
+
+/// What was observed, with the interval where the check is on one.
+fn observed(check: &Check, report: &Report) -> String {
+    let m = &report.metrics;
+    match check.id.as_str() {
+        "quality.ppl_ratio" => with_interval(m.ppl_ratio),
+        "quality.kld_mean" => with_interval(m.kld_mean),
+        "quality.top1" => with_interval(m.top1),
+        _ => number(check.observed),
+    }
+}
+
+/// What a table of the metrics shows: name, original, artifact.
+fn rows(report: &Report) -> Vec<[String; 3]> {
+    let (m, none) = (&report.metrics, String::new);
+    let artifact = &report.artifact;
+    let percent = |x: f64| format!("{:.2} %", 100.0 * x);
+    vec![
+        [
+            "weight files".into(),
+            bytes(source_bytes(report)),
+            bytes(artifact.size_bytes),
+        ],
+        [
+            "bits per weight".into(),
+            none(),
+            number(artifact.bits_per_weight),
+        ],
+        [
+            "perplexity (95 %)".into(),
+            with_interval(m.ppl_base),
+            with_interval(m.ppl),
+        ],
+        [
+            "perplexity ratio".into(),
+            none(),
+            with_interval(m.ppl_ratio),
+        ],
+        [
+            "mean KL divergence".into(),
+            none(),
+            with_interval(m.kld_mean),
+        ],
+        [
+            "KL median / 99 % / largest".into(),
+            none(),
+            [m.kld_median, m.kld_p99, m.kld_max].map(number).join(" / "),
+        ],
+        [
+            "same token first / in 5 / in 10".into(),
+            none(),
+            [m.top1.value, m.top5, m.top10].map(percent).join(" / "),
+        ],
+        ["change of p(token), rms".into(), none(), number(m.rms_dp)],
+    ]
+}
+
+/// Text without control characters, in which no format has a use for them.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// Text for HTML and XML, in elements and quoted attributes.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in printable(text).chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            // XML has no word for these two.
+            '\u{FFFE}' | '\u{FFFF}' => out.push('\u{FFFD}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn numbers_are_short() {
+        for (x, text) in [
+            (0.0, "0"),
+            (1.0, "1.000"),
+            (55.6819, "55.68"),
+            (40_800.0, "40800"),
+            (0.001_234_5, "0.001234"),
+            (1e-7, "1.00e-7"),
+            (-0.25, "-0.2500"),
+            (2e9, "2.00e9"),
+        ] {
+            assert_eq!(number(x), text);
+        }
+        assert_eq!(
+            (count(1_234_567), count(999), count(0)),
+            ("1,234,567".into(), "999".into(), "0".into())
+        );
+        assert_eq!(
+            (bytes(999), bytes(22_036_200)),
+            ("999 B".into(), "22.04 MB".into())
+        );
+    }
+
+    #[test]
+    fn markdown_is_as_recorded() {
+        insta::assert_snapshot!(render_markdown(&testing::report()));
+    }
+
+    #[test]
+    fn html_is_as_recorded() {
+        insta::assert_snapshot!(render_html(&testing::report()));
+    }
+
+    #[test]
+    fn junit_is_as_recorded() {
+        let mut report = testing::report();
+        report.checks[1].waived = true;
+        insta::assert_snapshot!(render_junit(&report));
+    }
+
+    #[test]
+    fn nothing_from_outside_reaches_a_page_as_markup() {
+        let html = render_html(&testing::report());
+        for bad in ["<script", "<b>", "\"text\"", "http"] {
+            assert!(!html.replace("http-equiv", "").contains(bad), "{bad}");
+        }
+        assert!(!render_junit(&testing::report()).contains("<b>"));
+        assert!(!render_markdown(&testing::report()).contains("<script"));
+    }
+
+    /// Whatever the checks and tensors are, every format is made without a panic.
+    #[test]
+    fn sparse_reports_render() {
+        let mut report = testing::report();
+        report.tensors.clear();
+        report.corpora.clear();
+        report.checks.clear();
+        report.warnings.clear();
+        report.metrics.kld_histogram = None;
+        report.metrics.ppl.lo = None;
+        assert!(render_markdown(&report).contains("no interval"));
+        assert!(render_html(&report).ends_with("</html>\n"));
+        assert!(render_junit(&report).contains("tests=\"0\""));
+    }
+}

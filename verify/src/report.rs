@@ -1,0 +1,297 @@
+//! `report.json`, version 1: what was measured and how it was judged.
+//!
+//! Owns the types and their JSON. A number that is not finite cannot be written: it is an error,
+//! never a `null`. `null` means "does not apply to this one" (a source without a commit, a dense
+//! tensor without an error) or, at the ends of an interval, "fewer than two windows". A section
+//! that does not apply at all, such as `mla`, is left out. Within a version fields are only
+//! added, so unknown ones are ignored when reading. Times are seconds, sizes bytes.
+
+use neuroconv_format::manifest::{SourceRecord, TensorRecord};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::Error;
+use crate::gate::{Check, Verdict};
+use crate::metrics::Metrics;
+use crate::parity::Parity;
+
+/// The version written here and the only one read.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Everything about one conversion and its verification.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What the command ends with.
+    pub exit_code: u8,
+    /// The original.
+    pub source: SourceRecord,
+    /// The artifact.
+    pub artifact: ArtifactRecord,
+    /// The texts that were measured on.
+    pub corpora: Vec<CorpusRecord>,
+    /// Quality.
+    pub metrics: Metrics,
+    /// Implementation.
+    pub parity: Parity,
+    /// The change of attention, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mla: Option<MlaRecord>,
+    /// Every stored tensor.
+    pub tensors: Vec<TensorLine>,
+    /// How the artifact was judged.
+    pub checks: Vec<Check>,
+    /// Where the time went.
+    pub stages: Vec<StageRecord>,
+    /// Largest resident memory of the process.
+    pub peak_rss_bytes: u64,
+    /// Threads that were used.
+    pub threads: usize,
+    /// The processor and the instruction set in use.
+    pub cpu: String,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ArtifactRecord {
+    /// Where it lies or would lie.
+    pub path: String,
+    /// Bytes of its weight files.
+    pub size_bytes: u64,
+    /// Stored bits per parameter, everything counted.
+    #[serde(serialize_with = "finite")]
+    pub bits_per_weight: f64,
+    /// Bytes that one token adds to the cache.
+    pub kv_bytes_per_token: u64,
+    /// The same for the original, at the element type of the runtime's cache.
+    pub kv_bytes_per_token_source: u64,
+}
+
+/// A text and how it was cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CorpusRecord {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// The protocol's name.
+    pub protocol: String,
+    /// Tokens per window.
+    pub ctx: usize,
+    /// Scored tokens.
+    pub tokens: u64,
+    /// Windows.
+    pub windows: u64,
+}
+
+/// How attention was changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MlaRecord {
+    /// Rank of the shared latent, per layer.
+    pub rank: Vec<usize>,
+    /// Rotated channels.
+    pub rope_dim: usize,
+    /// Share of the energy that is kept, per layer.
+    #[serde(serialize_with = "finite")]
+    pub energy: Vec<f64>,
+    /// Perplexity after only the rotation was reduced.
+    #[serde(serialize_with = "finite")]
+    pub ppl_partial_rope: Option<f64>,
+}
+
+/// One stored tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorLine {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub role: String,
+    /// How it is stored.
+    pub codec: String,
+    /// Stored bits per element.
+    #[serde(serialize_with = "finite")]
+    pub bits_per_weight: f64,
+    /// Squared error over squared norm of the source; packed tensors only.
+    #[serde(serialize_with = "finite")]
+    pub rel_mse: Option<f64>,
+    /// Share of codes that mean zero; packed tensors only.
+    #[serde(serialize_with = "finite")]
+    pub zeros: Option<f64>,
+    /// Entropy of the codes; packed tensors only.
+    #[serde(serialize_with = "finite")]
+    pub entropy_bits: Option<f64>,
+}
+
+impl From<&TensorRecord> for TensorLine {
+    fn from(t: &TensorRecord) -> Self {
+        TensorLine {
+            name: t.name.clone(),
+            role: t.role.clone(),
+            codec: t.codec.name().to_owned(),
+            bits_per_weight: t.bits_per_weight,
+            rel_mse: t.rel_mse,
+            zeros: t.zeros,
+            entropy_bits: t.entropy_bits,
+        }
+    }
+}
+
+/// A stretch of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageRecord {
+    /// What was done.
+    pub name: String,
+    /// Seconds it took.
+    #[serde(serialize_with = "finite")]
+    pub wall_s: f64,
+}
+
+impl Report {
+    /// The JSON text, indented and with a line end. Fails if a number is not finite.
+    pub fn to_json(&self) -> Result<String, Error> {
+        let mut text = serde_json::to_string_pretty(self).map_err(Error::Report)?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// Reads a report of version 1.
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema_version: u32,
+        }
+        let not_a_report = |source| Error::NotAReport {
+            expected: SCHEMA_VERSION,
+            source,
+        };
+        let version: Version = serde_json::from_slice(json).map_err(not_a_report)?;
+        if version.schema_version != SCHEMA_VERSION {
+            let found = format!("found version {}", version.schema_version);
+            return Err(not_a_report(serde::de::Error::custom(found)));
+        }
+        serde_json::from_slice(json).map_err(not_a_report)
+    }
+}
+
+/// Serializes numbers, refusing those that JSON has no word for.
+pub(crate) fn finite<T: Finite, S: Serializer>(value: &T, out: S) -> Result<S::Ok, S::Error> {
+    if value.all_finite() {
+        value.serialize(out)
+    } else {
+        Err(serde::ser::Error::custom("a number is not finite"))
+    }
+}
+
+/// Numbers that may or may not be finite.
+pub(crate) trait Finite: Serialize {
+    /// Whether each of them is.
+    fn all_finite(&self) -> bool;
+}
+
+impl Finite for f64 {
+    fn all_finite(&self) -> bool {
+        self.is_finite()
+    }
+}
+
+impl Finite for Option<f64> {
+    fn all_finite(&self) -> bool {
+        self.is_none_or(f64::is_finite)
+    }
+}
+
+impl Finite for Vec<f64> {
+    fn all_finite(&self) -> bool {
+        self.iter().all(|x| x.is_finite())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn reports_round_trip() {
+        let report = testing::report();
+        let text = report.to_json().unwrap();
+        assert!(text.ends_with("}\n"));
+        assert_eq!(Report::parse(text.as_bytes()).unwrap(), report);
+    }
+
+    #[test]
+    fn what_does_not_apply_is_null_or_absent() {
+        let value: Value = serde_json::from_str(&testing::report().to_json().unwrap()).unwrap();
+        assert_eq!(value.get("mla"), None);
+        assert_eq!(value["source"]["commit"], Value::Null);
+        assert_eq!(value["tensors"][3]["rel_mse"], Value::Null);
+        assert_eq!(value["verdict"], "fail");
+    }
+
+    /// Every number of the JSON in turn becomes NaN, and none is written as `null`.
+    #[test]
+    fn numbers_that_are_not_finite_are_refused() {
+        type Set = fn(&mut Report);
+        let sets: [Set; 12] = [
+            |r| r.metrics.ppl.value = f64::NAN,
+            |r| r.metrics.ppl.lo = Some(f64::NEG_INFINITY),
+            |r| r.metrics.kld_p99 = f64::INFINITY,
+            |r| r.metrics.rms_dp = f64::NAN,
+            |r| r.parity.rel_l2 = f64::NAN,
+            |r| r.parity.limits.kld_mean = f64::INFINITY,
+            |r| r.checks[0].observed = f64::NAN,
+            |r| r.checks[0].limit = f64::NAN,
+            |r| r.tensors[0].rel_mse = Some(f64::NAN),
+            |r| r.artifact.bits_per_weight = f64::NAN,
+            |r| r.stages[0].wall_s = f64::NAN,
+            |r| {
+                let energy = vec![0.5, f64::NAN];
+                r.mla = Some(MlaRecord {
+                    rank: vec![8],
+                    rope_dim: 2,
+                    energy,
+                    ppl_partial_rope: None,
+                });
+            },
+        ];
+        for (i, set) in sets.iter().enumerate() {
+            let mut report = testing::report();
+            set(&mut report);
+            assert!(
+                matches!(report.to_json(), Err(Error::Report(_))),
+                "case {i}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_versions_and_other_files_are_refused() {
+        let mut report = testing::report();
+        report.schema_version = 2;
+        let text = report.to_json().unwrap();
+        for bad in [
+            text.as_bytes(),
+            b"{}",
+            b"[]",
+            b"",
+            b"{\"schema_version\":1}",
+        ] {
+            assert!(matches!(Report::parse(bad), Err(Error::NotAReport { .. })));
+        }
+    }
+
+    #[test]
+    fn fields_of_later_programs_are_ignored() {
+        let text = testing::report()
+            .to_json()
+            .unwrap()
+            .replacen('{', "{\"later\": [1],", 1);
+        assert_eq!(Report::parse(text.as_bytes()).unwrap(), testing::report());
+    }
+}

@@ -1,0 +1,168 @@
+//! A fixed report for tests of what reads or writes one.
+
+use neuroconv_format::manifest::{FileRecord, SourceRecord};
+
+use crate::gate::{Check, CheckClass, CheckStatus, Verdict};
+use crate::metrics::{KldHistogram, Metrics};
+use crate::parity::{Parity, ParityLimits};
+use crate::report::{ArtifactRecord, CorpusRecord, Report, StageRecord, TensorLine};
+use crate::stats::Interval;
+
+/// An interval around a value.
+pub(crate) fn interval(value: f64, reach: f64) -> Interval {
+    Interval {
+        value,
+        lo: Some(value - reach),
+        hi: Some(value + reach),
+    }
+}
+
+/// Metrics of a middling artifact.
+pub(crate) fn metrics() -> Metrics {
+    let counts = (0..36).map(|i| if i < 30 { i * i } else { 0 }).collect();
+    Metrics {
+        ppl_base: interval(55.5, 0.5),
+        ppl: interval(63.25, 0.75),
+        ppl_ratio: interval(1.125, 0.015_625),
+        kld_mean: interval(0.0625, 0.007_812_5),
+        kld_median: 0.03125,
+        kld_p90: 0.125,
+        kld_p99: 0.5,
+        kld_p999: 1.5,
+        kld_max: 2.5,
+        top1: interval(0.875, 0.015_625),
+        top5: 0.984_375,
+        top10: 0.992_187_5,
+        mean_dp: -0.007_812_5,
+        rms_dp: 0.046_875,
+        eval_tokens: 40_800,
+        not_finite: 0,
+        kld_histogram: Some(KldHistogram {
+            log10_min: -7.0,
+            log10_step: 0.25,
+            counts,
+        }),
+    }
+}
+
+/// Parity well within its limits.
+pub(crate) fn parity() -> Parity {
+    let limits = ParityLimits {
+        max_abs_logit: 0.5,
+        rel_l2: 0.0625,
+        kld_mean: 0.0078125,
+    };
+    Parity {
+        max_abs_logit: 0.125,
+        rel_l2: 0.015_625,
+        kld_mean: 0.000_244_140_625,
+        limits,
+        pass: true,
+    }
+}
+
+/// A refused artifact whose names try to break out of every format.
+pub(crate) fn report() -> Report {
+    let check = |id: &str, class, status, limit, observed| Check {
+        id: id.to_owned(),
+        class,
+        status,
+        limit,
+        observed,
+        waived: false,
+    };
+    let tensor = |name: &str, role: &str, codec: &str, bits, rel_mse| TensorLine {
+        name: name.to_owned(),
+        role: role.to_owned(),
+        codec: codec.to_owned(),
+        bits_per_weight: bits,
+        rel_mse,
+        zeros: rel_mse.map(|_| 0.25),
+        entropy_bits: rel_mse.map(|_| 1.5),
+    };
+    Report {
+        schema_version: 1,
+        verdict: Verdict::Fail,
+        exit_code: 3,
+        source: SourceRecord {
+            id: "small <b>|`model`".into(),
+            commit: None,
+            arch: "llama".into(),
+            params: 11_013_504,
+            dtype: "bf16".into(),
+            files: vec![FileRecord {
+                path: "model.safetensors".into(),
+                size: 22_036_200,
+                sha256: "ab".repeat(32),
+            }],
+        },
+        artifact: ArtifactRecord {
+            path: "out/small-ternary".into(),
+            size_bytes: 4_000_000,
+            bits_per_weight: 2.875,
+            kv_bytes_per_token: 6144,
+            kv_bytes_per_token_source: 6144,
+        },
+        corpora: vec![CorpusRecord {
+            name: "\"text\" & </td>".into(),
+            sha256: "cd".repeat(32),
+            protocol: "windows".into(),
+            ctx: 256,
+            tokens: 40_800,
+            windows: 160,
+        }],
+        metrics: metrics(),
+        parity: parity(),
+        mla: None,
+        tensors: vec![
+            tensor("embed", "embed", "int8", 8.125, Some(0.000_061_035_156_25)),
+            tensor("blk.0.attn_q", "attn_q", "ternary", 2.125, Some(0.1875)),
+            tensor(
+                "blk.0.mlp_down",
+                "mlp_down",
+                "ternary",
+                2.125,
+                Some(0.203_125),
+            ),
+            tensor("final_norm", "final_norm", "f32", 32.0, None),
+        ],
+        checks: vec![
+            check(
+                "parity.rel_l2",
+                CheckClass::Parity,
+                CheckStatus::Pass,
+                0.0625,
+                0.015_625,
+            ),
+            check(
+                "quality.ppl_ratio",
+                CheckClass::Quality,
+                CheckStatus::Fail,
+                1.0625,
+                1.125,
+            ),
+            check(
+                "quality.kld_mean",
+                CheckClass::Quality,
+                CheckStatus::Inconclusive,
+                0.0625,
+                0.0625,
+            ),
+            check(
+                "quality.top1",
+                CheckClass::Quality,
+                CheckStatus::Pass,
+                0.75,
+                0.875,
+            ),
+        ],
+        stages: vec![StageRecord {
+            name: "quantize".into(),
+            wall_s: 1.5,
+        }],
+        peak_rss_bytes: 123_456_789,
+        threads: 2,
+        cpu: "x86-64 avx2".into(),
+        warnings: vec!["a | b\n<script>alert(1)</script>".into()],
+    }
+}
