@@ -4,11 +4,31 @@
 //! TOML files in `arch/`) and what shall become of it ([`Recipe`]). Knows names, shapes and
 //! roles; knows neither files nor bytes.
 
+pub mod arch;
+mod config;
+pub mod error;
+mod pseudo;
+pub mod recipe;
+pub mod resolve;
 pub mod role;
+#[cfg(test)]
+mod samples;
 pub mod spec;
+mod suggest;
+mod validate;
+#[cfg(test)]
+mod workspace;
 
+pub use arch::{ArchSpec, architecture, architectures};
+pub use error::Error;
+pub use pseudo::pseudo_code;
+pub use recipe::{
+    Assignment, KeepDtype, Limits, Recipe, RunSection, Scheme, Threshold, builtin, builtin_names,
+};
+pub use resolve::{Dropped, Resolved, Slot, SourceTensor, resolve};
 pub use role::{Role, RoleKind, TensorId};
 pub use spec::{
     AttentionSpec, Biases, BlockSpec, LayerSpec, Mixer, Mlp, ModelSpec, Norm, Order, QkNorm,
     RopeLayout, RopeScaling, RopeSpec, SpecialTokens,
 };
+pub use suggest::near;

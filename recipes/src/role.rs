@@ -146,7 +146,10 @@ impl Role {
 
     /// The position of the role in [`Role::ALL`].
     fn order(self) -> usize {
-        Role::ALL.iter().position(|&r| r == self).unwrap_or(usize::MAX)
+        Role::ALL
+            .iter()
+            .position(|&r| r == self)
+            .unwrap_or(usize::MAX)
     }
 }
 
@@ -192,7 +195,10 @@ impl TensorId {
 
     /// A tensor of layer `layer`.
     pub const fn layer(layer: usize, role: Role) -> Self {
-        TensorId { layer: Some(layer), role }
+        TensorId {
+            layer: Some(layer),
+            role,
+        }
     }
 
     fn sort_key(self) -> (usize, usize, usize) {
@@ -286,14 +292,23 @@ mod tests {
             };
             assert_eq!(id.to_string().parse(), Ok(id));
         }
-        for bad in ["", "blk", "blk.", "blk.1", "blk.01.attn_q", "blk.x.attn_q", "attn_q", "blk.1.embed"] {
+        for bad in [
+            "",
+            "blk",
+            "blk.",
+            "blk.1",
+            "blk.01.attn_q",
+            "blk.x.attn_q",
+            "attn_q",
+            "blk.1.embed",
+        ] {
             assert!(bad.parse::<TensorId>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn order_is_embedding_layers_norm_head() {
-        let mut ids = vec![
+        let mut ids = [
             TensorId::model(Role::Head),
             TensorId::layer(1, Role::Q),
             TensorId::model(Role::FinalNorm),
@@ -305,7 +320,14 @@ mod tests {
         let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
         assert_eq!(
             names,
-            ["embed", "blk.0.mlp_down", "blk.1.attn_norm", "blk.1.attn_q", "final_norm", "head"]
+            [
+                "embed",
+                "blk.0.mlp_down",
+                "blk.1.attn_norm",
+                "blk.1.attn_q",
+                "final_norm",
+                "head"
+            ]
         );
     }
 }

@@ -1,0 +1,190 @@
+//! Recipes: what shall become of the tensors of any model, by role.
+//!
+//! Owns the language (TOML, schema 1), the built-in recipes and their application to a
+//! [`ModelSpec`](crate::ModelSpec). Knows neither files nor how anything is quantized.
+
+mod assign;
+mod builtin;
+mod limits;
+mod parse;
+mod print;
+mod scheme;
+mod select;
+
+pub use assign::Assignment;
+pub use builtin::{builtin, builtin_names};
+pub use limits::Limits;
+pub use parse::RunSection;
+pub use scheme::{KeepDtype, Scheme, Threshold};
+pub use select::{Group, LayerSelect, Selector, UnknownSelector};
+
+use serde::Deserialize;
+
+use crate::Error;
+use crate::role::{Role, RoleKind};
+
+/// What shall become of a model, resolved: nothing in it refers to another recipe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// Short name.
+    pub name: String,
+    /// One line for people; may be empty.
+    pub summary: String,
+    /// The first rule that speaks of a tensor decides.
+    pub rules: Vec<Rule>,
+    /// What becomes of tensors no rule speaks of.
+    pub otherwise: Otherwise,
+    /// The quality the result must keep.
+    pub limits: Limits,
+}
+
+/// One rule of a recipe.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// The tensors it speaks of.
+    pub roles: Vec<Selector>,
+    /// The layers it is restricted to.
+    pub layers: Option<LayerSelect>,
+    /// What becomes of them.
+    pub scheme: Scheme,
+    /// Why, for people.
+    pub reason: Option<String>,
+}
+
+/// What becomes of tensors no rule speaks of.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Otherwise {
+    /// What becomes of them.
+    pub scheme: Scheme,
+    /// Why, for people.
+    pub reason: Option<String>,
+}
+
+impl Rule {
+    /// Whether the rule speaks of a matrix inside a block, as opposed to tables and vectors.
+    fn is_body(&self) -> bool {
+        let linear = |role: &Role| role.kind() == RoleKind::Linear;
+        Role::ALL
+            .iter()
+            .filter(|role| linear(role))
+            .any(|r| self.roles.iter().any(|s| s.matches(*r)))
+    }
+}
+
+impl Recipe {
+    /// Sets the group size of every packed rule for matrices inside blocks. The vocabulary
+    /// tables keep theirs.
+    pub fn set_group_size(&mut self, group_size: usize) -> Result<(), Error> {
+        scheme::check_group_size(group_size)?;
+        let body = self.rules.iter_mut().filter(|rule| rule.is_body());
+        let sizes: Vec<&mut usize> = body
+            .filter_map(|rule| rule.scheme.group_size_mut())
+            .collect();
+        if sizes.is_empty() {
+            return Err(Error::NothingToSet {
+                recipe: self.name.clone(),
+                what: "a group size",
+            });
+        }
+        for size in sizes {
+            *size = group_size;
+        }
+        Ok(())
+    }
+
+    /// Sets the threshold of every ternary rule.
+    pub fn set_threshold(&mut self, threshold: Threshold) -> Result<(), Error> {
+        let mut found = false;
+        let schemes = self.rules.iter_mut().map(|rule| &mut rule.scheme);
+        for scheme in schemes.chain([&mut self.otherwise.scheme]) {
+            if let Scheme::Ternary { threshold: own, .. } = scheme {
+                *own = threshold;
+                found = true;
+            }
+        }
+        if found {
+            return Ok(());
+        }
+        Err(Error::NothingToSet {
+            recipe: self.name.clone(),
+            what: "a ternary threshold",
+        })
+    }
+
+    /// Replaces the limits that `limits` sets and leaves the others.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<(), Error> {
+        limits.check()?;
+        self.limits = limits.or(self.limits);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_size_is_set_in_the_body_only() {
+        let mut recipe = builtin("ternary-mixed").unwrap();
+        recipe.set_group_size(64).unwrap();
+        for rule in &recipe.rules {
+            let expected = match rule.scheme {
+                Scheme::Keep { .. } => None,
+                _ if rule.is_body() => Some(64),
+                _ => Some(128),
+            };
+            assert_eq!(rule.scheme.group_size(), expected);
+        }
+        let error = recipe.set_group_size(48).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "group size 48 is not one of 32, 64, 128, 256"
+        );
+        assert!(error.hint().is_some());
+        recipe.rules.clear();
+        let error = recipe.set_group_size(64).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "recipe `ternary-mixed` has no rule that a group size could apply to"
+        );
+    }
+
+    #[test]
+    fn a_threshold_needs_a_ternary_rule() {
+        let mut recipe = builtin("ternary").unwrap();
+        recipe.set_threshold(Threshold::Twn).unwrap();
+        assert!(recipe.rules.iter().any(|rule| {
+            rule.scheme
+                == Scheme::Ternary {
+                    group_size: 128,
+                    threshold: Threshold::Twn,
+                }
+        }));
+        assert!(
+            builtin("int4")
+                .unwrap()
+                .set_threshold(Threshold::Twn)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn limits_are_set_one_by_one() {
+        let mut recipe = builtin("int4").unwrap();
+        recipe
+            .set_limits(Limits {
+                max_kld: Some(2.0),
+                ..Limits::default()
+            })
+            .unwrap();
+        assert_eq!(recipe.limits.max_kld, Some(2.0));
+        assert_eq!(recipe.limits.min_top1, Some(0.88));
+        let nan = Limits {
+            max_kld: Some(f64::NAN),
+            ..Limits::default()
+        };
+        assert!(recipe.set_limits(nan).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! [`Recipe`] to canonical text: every default spelt out, one spelling for everything, so that
+//! equal recipes have equal text and `parse(to_toml(r)) == r`.
+
+use std::fmt::Write;
+
+use super::{Recipe, Rule, Scheme};
+
+impl Recipe {
+    /// The resolved recipe as TOML. This text is stored with an artifact and hashed.
+    pub fn to_toml(&self) -> String {
+        let mut out = String::new();
+        let mut line = |text: String| {
+            out.push_str(&text);
+            out.push('\n');
+        };
+        line("schema = 1".to_owned());
+        line(format!("name = {}", quoted(&self.name)));
+        line(format!("summary = {}", quoted(&self.summary)));
+        for rule in &self.rules {
+            line(String::new());
+            line("[[rule]]".to_owned());
+            rule_lines(rule).into_iter().for_each(&mut line);
+        }
+        line("\n[otherwise]".to_owned());
+        line(format!("scheme = {}", scheme(&self.otherwise.scheme)));
+        if let Some(reason) = &self.otherwise.reason {
+            line(format!("reason = {}", quoted(reason)));
+        }
+        line("\n[limits]".to_owned());
+        for (key, limit) in self.limits.named() {
+            if let Some(limit) = limit {
+                line(format!("{key} = {limit:?}"));
+            }
+        }
+        out
+    }
+}
+
+fn rule_lines(rule: &Rule) -> Vec<String> {
+    let roles: Vec<String> = rule.roles.iter().map(|s| format!("\"{s}\"")).collect();
+    let mut lines = vec![format!("roles = [{}]", roles.join(", "))];
+    lines.extend(
+        rule.layers
+            .as_ref()
+            .map(|layers| format!("layers = {{ {layers} }}")),
+    );
+    lines.push(format!("scheme = {}", scheme(&rule.scheme)));
+    lines.extend(
+        rule.reason
+            .as_ref()
+            .map(|reason| format!("reason = {}", quoted(reason))),
+    );
+    lines
+}
+
+fn scheme(scheme: &Scheme) -> String {
+    let mut out = format!("{{ type = \"{}\"", scheme.name());
+    let wrote = match scheme {
+        Scheme::Keep { dtype: None } => Ok(()),
+        Scheme::Keep { dtype: Some(dtype) } => write!(out, ", dtype = \"{}\"", dtype.name()),
+        Scheme::Ternary {
+            group_size,
+            threshold,
+        } => {
+            write!(
+                out,
+                ", group_size = {group_size}, threshold = \"{threshold}\""
+            )
+        }
+        Scheme::Int4 { group_size } | Scheme::Int8 { group_size } => {
+            write!(out, ", group_size = {group_size}")
+        }
+    };
+    wrote.expect("a string takes any text");
+    out.push_str(" }");
+    out
+}
+
+/// A TOML basic string. Recipes hold no control characters, so quotes and backslashes are all
+/// there is to escape.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::recipe::{
+        KeepDtype, LayerSelect, Limits, Otherwise, Selector, Threshold, builtin, builtin_names,
+    };
+
+    fn any_scheme() -> impl Strategy<Value = Scheme> {
+        let group = || prop::sample::select(vec![32_usize, 64, 128, 256]);
+        let dtype = prop::option::of(prop::sample::select(vec![
+            KeepDtype::F32,
+            KeepDtype::F16,
+            KeepDtype::Bf16,
+        ]));
+        let threshold = prop_oneof![
+            prop::sample::select(vec![Threshold::Mse, Threshold::Twn, Threshold::EntropyMax]),
+            (1e-9_f64..1.0).prop_map(Threshold::Sparsity),
+            (0.0_f64..1e12).prop_map(Threshold::Rd),
+        ];
+        prop_oneof![
+            dtype.prop_map(|dtype| Scheme::Keep { dtype }),
+            (group(), threshold).prop_map(|(group_size, threshold)| Scheme::Ternary {
+                group_size,
+                threshold
+            }),
+            group().prop_map(|group_size| Scheme::Int4 { group_size }),
+            group().prop_map(|group_size| Scheme::Int8 { group_size }),
+        ]
+    }
+
+    /// Any line of text, quotes, backslashes and other scripts included.
+    fn any_prose() -> impl Strategy<Value = String> {
+        "\\PC{0,40}".prop_map(|s| s.chars().filter(|c| !c.is_control()).collect())
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let roles = prop::sample::subsequence(Selector::all().collect::<Vec<_>>(), 1..6);
+        let layers = prop::option::of(prop_oneof![
+            (0.0_f64..=1.0, 0.0_f64..=1.0)
+                .prop_map(|(first, last)| LayerSelect::Ends { first, last }),
+            prop::collection::vec(0_usize..2000, 1..5).prop_map(LayerSelect::Indices),
+        ]);
+        (roles, layers, any_scheme(), prop::option::of(any_prose())).prop_map(
+            |(roles, layers, scheme, reason)| Rule {
+                roles,
+                layers,
+                scheme,
+                reason,
+            },
+        )
+    }
+
+    fn any_limits() -> impl Strategy<Value = Limits> {
+        let limit = || prop::option::of(1e-9_f64..1e9);
+        (
+            limit(),
+            limit(),
+            prop::option::of(0.0_f64..=1.0),
+            0.0_f64..9.0,
+        )
+            .prop_map(|(ratio, kld, top1, tail)| {
+                // One is always there: a recipe without limits is given some.
+                Limits {
+                    max_ppl_ratio: ratio,
+                    max_kld: kld,
+                    min_top1: top1,
+                    max_p99_kld: Some(tail),
+                }
+            })
+    }
+
+    fn any_recipe() -> impl Strategy<Value = Recipe> {
+        let rules = prop::collection::vec(any_rule(), 0..5);
+        let otherwise = (any_scheme(), prop::option::of(any_prose()))
+            .prop_map(|(scheme, reason)| Otherwise { scheme, reason });
+        (
+            "[A-Za-z0-9._-]{1,64}",
+            any_prose(),
+            rules,
+            otherwise,
+            any_limits(),
+        )
+            .prop_map(|(name, summary, rules, otherwise, limits)| Recipe {
+                name,
+                summary,
+                rules,
+                otherwise,
+                limits,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(recipe in any_recipe()) {
+            let text = recipe.to_toml();
+            let parsed = Recipe::parse(&text, "printed").map_err(|e| TestCaseError::fail(e.to_string()))?;
+            prop_assert_eq!(&parsed, &recipe);
+            prop_assert_eq!(parsed.to_toml(), text);
+        }
+
+        /// Damage anywhere in a recipe ends in a recipe or an error, and a recipe prints itself.
+        #[test]
+        fn damaged_text_never_panics(at in 0_usize..2000, insert in "\\PC{0,6}", cut in 0_usize..20) {
+            let whole = builtin("ternary-mixed").unwrap().to_toml();
+            let chars: Vec<char> = whole.chars().collect();
+            let at = at.min(chars.len());
+            let mut text: String = chars[..at].iter().collect();
+            text.push_str(&insert);
+            text.extend(chars[(at + cut).min(chars.len())..].iter());
+            if let Ok(recipe) = Recipe::parse(&text, "damaged") {
+                prop_assert_eq!(Recipe::parse(&recipe.to_toml(), "printed"), Ok(recipe));
+            }
+        }
+    }
+
+    #[test]
+    fn built_ins_survive_being_printed() {
+        for name in builtin_names() {
+            let recipe = builtin(name).unwrap();
+            assert_eq!(Recipe::parse(&recipe.to_toml(), "printed").unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn the_canonical_text_spells_everything_out() {
+        let text =
+            "name = 'q'\nrule = [{ roles = ['mlp'], layers = { last = 1 }, scheme = 'ternary' }]";
+        let recipe = Recipe::parse(text, "r.toml").unwrap();
+        assert_eq!(
+            recipe.to_toml(),
+            "schema = 1\nname = \"q\"\nsummary = \"\"\n\n[[rule]]\nroles = [\"mlp\"]\n\
+             layers = { first = 0.0, last = 1.0 }\n\
+             scheme = { type = \"ternary\", group_size = 128, threshold = \"mse\" }\n\n\
+             [otherwise]\nscheme = { type = \"keep\" }\n\n[limits]\nmax_ppl_ratio = 1.05\n\
+             max_kld = 0.06\nmin_top1 = 0.88\nmax_p99_kld = 1.0\n"
+        );
+    }
+}
