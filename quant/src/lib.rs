@@ -1,1 +1,20 @@
-//! placeholder
+//! The arithmetic of ternary, INT4 and INT8: fits, packing, error statistics; and the linear
+//! algebra behind conversions.
+//!
+//! Owns how a matrix becomes levels and scales and what that costs in error. Does not know where
+//! weights come from or what becomes of them.
+
+mod dequantize;
+mod error;
+pub mod fit;
+mod group;
+pub mod linalg;
+mod quantize;
+mod stats;
+
+pub use dequantize::{dequantize, dequantize_row, packed_view};
+pub use error::Error;
+pub use group::choose_group;
+pub use neuroconv_recipes::Threshold;
+pub use quantize::{QuantizeSpec, quantize};
+pub use stats::{FitStats, relative_mse};

@@ -1,0 +1,44 @@
+//! Levels -127..=127: the largest magnitude of a group sets the scale.
+
+use half::f16;
+
+/// Fits one group: the scale is the largest magnitude over 127, rounded to f16 to that side where
+/// the squared error is less.
+///
+/// Panics when `w` and `levels` differ in length.
+pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
+    assert_eq!(w.len(), levels.len(), "a level for each weight");
+    let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+    let nearest = super::to_f16(f64::from(largest) / 127.0);
+    if largest == 0.0 || nearest.is_infinite() {
+        levels.fill(0);
+        return nearest;
+    }
+    if f64::from(nearest) * 127.0 >= f64::from(largest) {
+        round(w, nearest, levels);
+        return nearest;
+    }
+    // Rounded down, the largest weights may be cut off; matters most among f16's subnormals.
+    let above = f16::from_bits(nearest.to_bits() + 1);
+    round(w, above, levels);
+    if nearest.to_bits() == 0 {
+        return above;
+    }
+    let error_above = crate::stats::squared_error(w, levels, above.to_f32());
+    let mut cut = [0; 256];
+    let cut = &mut cut[..w.len()];
+    round(w, nearest, cut);
+    if error_above < crate::stats::squared_error(w, cut, nearest.to_f32()) {
+        return above;
+    }
+    levels.copy_from_slice(cut);
+    nearest
+}
+
+/// The nearest levels under a scale above zero.
+fn round(w: &[f32], scale: f16, levels: &mut [i8]) {
+    let scale = scale.to_f32();
+    for (level, w) in levels.iter_mut().zip(w) {
+        *level = super::round(w / scale).clamp(-127.0, 127.0) as i8;
+    }
+}

@@ -1,0 +1,183 @@
+//! Levels -1, 0, 1: a threshold on magnitudes and the mean magnitude above it.
+//!
+//! For the support `S` of the weights that are kept, squared error is least with the scale
+//! `α = Σ_S h|w| / Σ_S h` (`h`: importance, else 1), and is then `Σ h w² - (Σ_S h|w|)² / Σ_S h`.
+//! Whatever the scale, a weight is better kept than dropped where `|w| > α/2`, so the best support
+//! is one of the `n` sets of the largest magnitudes: sorting and prefix sums find the optimum
+//! exactly.
+
+use half::f16;
+
+use crate::Threshold;
+use crate::error::Error;
+use crate::stats::entropy_bits;
+
+/// How the weights of one row are told from zero, its row-wide part worked out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// The support of least squared error in each group.
+    Mse,
+    /// Magnitudes above 0.7 of the group's mean magnitude (Ternary Weight Networks).
+    Twn,
+    /// Magnitudes above this.
+    Above(f32),
+    /// In each group the support of the least `error / energy + weight * entropy in bits`.
+    RateDistortion(f64),
+}
+
+impl Rule {
+    /// The rule for one row of weights.
+    ///
+    /// [`Threshold::EntropyMax`] makes the three levels equally frequent, so it is a sparsity of
+    /// one third. Sparsities are quantiles over the row, not over each group, so that groups may
+    /// differ.
+    pub fn for_row(threshold: Threshold, row: &[f32]) -> Result<Rule, Error> {
+        match threshold {
+            Threshold::Mse => Ok(Rule::Mse),
+            Threshold::Twn => Ok(Rule::Twn),
+            Threshold::EntropyMax => Ok(Rule::Above(quantile(row, 1.0 / 3.0))),
+            Threshold::Sparsity(share) if (0.0..1.0).contains(&share) => {
+                Ok(Rule::Above(quantile(row, share)))
+            }
+            Threshold::Sparsity(share) => Err(Error::Sparsity(share)),
+            Threshold::Rd(weight) if weight >= 0.0 && weight.is_finite() => {
+                Ok(Rule::RateDistortion(weight))
+            }
+            Threshold::Rd(weight) => Err(Error::Lambda(weight)),
+        }
+    }
+}
+
+/// The magnitude that `share` of the weights do not exceed; zero for none.
+fn quantile(w: &[f32], share: f64) -> f32 {
+    let below = (share * w.len() as f64).round() as usize;
+    let mut magnitudes: Vec<u32> = w.iter().map(|w| magnitude(*w)).collect();
+    match below {
+        0 => 0.0,
+        _ => f32::from_bits(*magnitudes.select_nth_unstable(below - 1).1),
+    }
+}
+
+/// Fits one group under `rule`; `importance` weighs the squared error of each weight.
+///
+/// Panics when the lengths differ.
+pub fn fit(w: &[f32], importance: Option<&[f32]>, rule: Rule, levels: &mut [i8]) -> f16 {
+    assert_eq!(w.len(), levels.len(), "a level for each weight");
+    match importance {
+        None => fit_weighted(w, |_| 1.0, rule, levels),
+        Some(h) => {
+            assert_eq!(w.len(), h.len(), "an importance for each weight");
+            fit_weighted(w, |i| f64::from(h[i]), rule, levels)
+        }
+    }
+}
+
+fn fit_weighted(w: &[f32], h: impl Fn(usize) -> f64, rule: Rule, levels: &mut [i8]) -> f16 {
+    let (scale, threshold) = match rule {
+        Rule::Mse => {
+            let scale = super::to_f16(best_scale(&descending(w), &h));
+            (scale, scale.to_f32() / 2.0)
+        }
+        Rule::Twn => {
+            let mean = w.iter().map(|w| f64::from(w.abs())).sum::<f64>() / w.len().max(1) as f64;
+            with_mean_above(w, &h, (0.7 * mean) as f32)
+        }
+        Rule::Above(threshold) => with_mean_above(w, &h, threshold),
+        Rule::RateDistortion(weight) => {
+            let threshold = rate_distortion_threshold(&descending(w), w, &h, weight);
+            with_mean_above(w, &h, threshold)
+        }
+    };
+    let dead = scale.to_bits() == 0;
+    for (level, &w) in levels.iter_mut().zip(w) {
+        let kept = w.abs() > threshold && !dead;
+        *level = if kept { w.signum() as i8 } else { 0 };
+    }
+    scale
+}
+
+/// The weighted mean magnitude of what exceeds `threshold`, beside the threshold.
+fn with_mean_above(w: &[f32], h: &impl Fn(usize) -> f64, threshold: f32) -> (f16, f32) {
+    let (mut sum, mut mass) = (0.0, 0.0);
+    for (i, w) in w.iter().enumerate().filter(|(_, w)| w.abs() > threshold) {
+        sum += h(i) * f64::from(w.abs());
+        mass += h(i);
+    }
+    let mean = if mass > 0.0 { sum / mass } else { 0.0 };
+    (super::to_f16(mean), threshold)
+}
+
+fn magnitude(w: f32) -> u32 {
+    w.to_bits() & 0x7fff_ffff
+}
+
+/// Magnitude in the high half, index in the low: largest first, of equals the first index last.
+fn descending(w: &[f32]) -> Vec<u64> {
+    let mut keys: Vec<u64> = w
+        .iter()
+        .zip(0_u64..)
+        .map(|(w, i)| u64::from(magnitude(*w)) << 32 | i)
+        .collect();
+    keys.sort_unstable_by(|a, b| b.cmp(a));
+    keys
+}
+
+fn unpack(key: u64) -> (f64, usize) {
+    (
+        f64::from(f32::from_bits((key >> 32) as u32)),
+        (key & 0xffff_ffff) as usize,
+    )
+}
+
+/// The scale of the support of least squared error.
+fn best_scale(sorted: &[u64], h: &impl Fn(usize) -> f64) -> f64 {
+    let (mut sum, mut mass) = (0.0, 0.0);
+    let (mut best_gain, mut scale) = (0.0, 0.0);
+    for &key in sorted {
+        let (w, i) = unpack(key);
+        sum += h(i) * w;
+        mass += h(i);
+        if sum * sum > best_gain * mass {
+            best_gain = sum * sum / mass;
+            scale = sum / mass;
+        }
+    }
+    scale
+}
+
+/// The magnitude above which weights are kept for the least `error / energy + weight * entropy`.
+fn rate_distortion_threshold(
+    sorted: &[u64],
+    w: &[f32],
+    h: &impl Fn(usize) -> f64,
+    weight: f64,
+) -> f32 {
+    let energy: f64 = w
+        .iter()
+        .enumerate()
+        .map(|(i, &w)| h(i) * f64::from(w) * f64::from(w))
+        .sum();
+    let (mut sum, mut mass) = (0.0, 0.0);
+    let mut counts = [w.len() as u64, 0, 0];
+    // Nothing kept: the whole energy is lost, the entropy is zero.
+    let (mut best_cost, mut threshold) = (1.0, f32::INFINITY);
+    for (k, &key) in sorted.iter().enumerate() {
+        let (magnitude, i) = unpack(key);
+        if magnitude == 0.0 {
+            break;
+        }
+        sum += h(i) * magnitude;
+        mass += h(i);
+        counts[0] -= 1;
+        counts[if w[i] > 0.0 { 1 } else { 2 }] += 1;
+        let next = sorted.get(k + 1).map_or(0.0, |&key| unpack(key).0);
+        if next == magnitude || mass <= 0.0 {
+            continue;
+        }
+        let cost = 1.0 - sum * sum / mass / energy + weight * entropy_bits(&counts);
+        if cost < best_cost {
+            (best_cost, threshold) = (cost, next as f32);
+        }
+    }
+    threshold
+}

@@ -1,0 +1,147 @@
+//! What a quantization costs: error, zeros, entropy.
+
+/// What a fit did to a matrix. Padding counts nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct FitStats {
+    /// Squared error over squared norm.
+    pub rel_mse: f64,
+    /// Share of levels that are zero.
+    pub zeros: f64,
+    /// Entropy of the levels in bits per weight.
+    pub entropy_bits: f64,
+}
+
+/// Sums from which [`FitStats`] follow. Integers and sums in a fixed order, so that threads change
+/// nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    error: f64,
+    energy: f64,
+    counts: [u64; 256],
+}
+
+impl Tally {
+    pub(crate) fn new() -> Self {
+        Tally {
+            error: 0.0,
+            energy: 0.0,
+            counts: [0; 256],
+        }
+    }
+
+    /// Counts one group: its weights, and the levels and scale that stand for them.
+    pub(crate) fn add_group(&mut self, w: &[f32], levels: &[i8], scale: f32) {
+        self.error += squared_error(w, levels, scale);
+        self.energy += sum(w.iter().map(|&w| f64::from(w) * f64::from(w)));
+        for &level in levels {
+            self.counts[usize::from(level as u8)] += 1;
+        }
+    }
+
+    pub(crate) fn merge(&mut self, other: &Tally) {
+        self.error += other.error;
+        self.energy += other.energy;
+        for (count, other) in self.counts.iter_mut().zip(&other.counts) {
+            *count += other;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> FitStats {
+        let total = self.counts.iter().sum::<u64>() as f64;
+        FitStats {
+            rel_mse: ratio(self.error, self.energy),
+            zeros: self.counts[0] as f64 / total,
+            entropy_bits: entropy_bits(&self.counts),
+        }
+    }
+}
+
+/// Shannon entropy, in bits per symbol, of symbols that occur as often as `counts` says.
+pub(crate) fn entropy_bits(counts: &[u64]) -> f64 {
+    let total = counts.iter().sum::<u64>() as f64;
+    let term = |&count: &u64| {
+        let share = count as f64 / total;
+        -share * share.log2()
+    };
+    counts
+        .iter()
+        .filter(|&&count| count > 0)
+        .map(term)
+        .sum::<f64>()
+        .max(0.0)
+}
+
+/// `Σ (w - scale * level)²`; the products are exact in single precision.
+pub(crate) fn squared_error(w: &[f32], levels: &[i8], scale: f32) -> f64 {
+    sum(w.iter().zip(levels).map(|(&w, &level)| {
+        let error = f64::from(w) - f64::from(scale * f32::from(level));
+        error * error
+    }))
+}
+
+/// `Σ (original - approx)² / Σ original²`; 0 for two matrices of zeros, infinite where only the
+/// original is zero.
+///
+/// Panics when the lengths differ.
+pub fn relative_mse(original: &[f32], approx: &[f32]) -> f64 {
+    assert_eq!(original.len(), approx.len(), "two versions of one matrix");
+    let error = sum(original
+        .iter()
+        .zip(approx)
+        .map(|(&o, &a)| (f64::from(o) - f64::from(a)).powi(2)));
+    ratio(
+        error,
+        sum(original.iter().map(|&o| f64::from(o) * f64::from(o))),
+    )
+}
+
+fn ratio(error: f64, energy: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / energy }
+}
+
+/// A sum in four interleaved lanes: a fixed order that the compiler can run in parallel.
+fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    let mut lanes = [0.0; 4];
+    for (i, value) in values.enumerate() {
+        lanes[i % 4] += value;
+    }
+    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entropy_of_known_distributions() {
+        assert_eq!(entropy_bits(&[8, 0, 0]), 0.0);
+        assert_eq!(entropy_bits(&[4, 4]), 1.0);
+        assert_eq!(entropy_bits(&[1, 1, 1, 1, 0]), 2.0);
+        assert!((entropy_bits(&[5, 5, 5]) - 3.0_f64.log2()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_tally_says_what_the_definitions_say() {
+        let w = [1.0, -2.0, 0.1, 3.0, 0.0];
+        let levels = [1, -1, 0, 1, 0];
+        let mut tally = Tally::new();
+        tally.add_group(&w, &levels, 2.0);
+        let stats = tally.stats();
+        let approx: Vec<f32> = levels.iter().map(|&l| 2.0 * f32::from(l)).collect();
+        assert_eq!(stats.rel_mse, relative_mse(&w, &approx));
+        assert!((stats.rel_mse - 2.01 / 14.01).abs() < 1e-8);
+        assert_eq!(stats.zeros, 0.4);
+        assert!((stats.entropy_bits - entropy_bits(&[1, 2, 2])).abs() < 1e-12);
+        let mut twice = tally.clone();
+        twice.merge(&tally);
+        assert_eq!(twice.stats(), stats);
+    }
+
+    #[test]
+    fn zeros_are_no_error() {
+        assert_eq!(relative_mse(&[0.0; 3], &[0.0; 3]), 0.0);
+        assert_eq!(relative_mse(&[], &[]), 0.0);
+        assert_eq!(relative_mse(&[0.0], &[1.0]), f64::INFINITY);
+        assert_eq!(relative_mse(&[1.0], &[0.0]), 1.0);
+    }
+}
