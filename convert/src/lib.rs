@@ -1,1 +1,42 @@
-//! placeholder
+//! From a checkpoint to a staged, and then an emitted, artifact.
+//!
+//! Owns the plan (the fate of every tensor, from headers alone), its execution, the staging
+//! folder with lock and journal, and emission under the final name. Knows nothing of quality:
+//! it is told the verdict, and emits nothing without one.
+//!
+//! ```no_run
+//! use std::{path::Path, sync::atomic::AtomicBool};
+//! use neuroconv_convert::{Emission, Error, Staging, execute, plan};
+//! use neuroconv_runtime::{Checkpoint, Quiet};
+//!
+//! # fn main() -> Result<(), Error> {
+//! let source = Checkpoint::open(Path::new("model"))?;
+//! let plan = plan(&source, &neuroconv_recipes::builtin("int4")?)?;
+//! let staging = Staging::open(Path::new("out/model-int4"), false)?;
+//! let staged = execute(&plan, &source, staging, &Quiet, &AtomicBool::new(false))?;
+//! // … open `staged.path()`, measure, judge …
+//! staged.emit(&emission, &Quiet)?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod card;
+mod dense;
+mod emit;
+mod error;
+mod execute;
+mod folder;
+mod job;
+mod journal;
+mod ours;
+mod pipeline;
+pub mod plan;
+mod staging;
+mod weights;
+
+pub use card::Card;
+pub use emit::{Emission, StagedArtifact};
+pub use error::Error;
+pub use execute::execute;
+pub use plan::{Plan, PlannedSource, PlannedTensor, plan};
+pub use staging::Staging;

@@ -1,0 +1,189 @@
+//! The conversion itself: from a plan and a claimed output to a staged artifact.
+//!
+//! Owns the order of the steps and what a resumed run may take over. The staged artifact is
+//! complete but for verdict, reports and card, so the runtime can open and measure it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use neuroconv_format::manifest::Manifest;
+use neuroconv_runtime::{Checkpoint, Progress};
+
+use crate::Error;
+use crate::emit::StagedArtifact;
+use crate::folder;
+use crate::job::{JobId, SourceFiles, hash_file};
+use crate::journal::{Journal, Record};
+use crate::ours;
+use crate::pipeline::{Pipeline, Task};
+use crate::plan::{Plan, REPORTS_BYTES};
+use crate::staging::{Staging, WorkDir, sync_dir};
+use crate::weights::WeightsFile;
+
+/// Carries `plan` out. Quantization runs on the current rayon pool; its size changes no byte.
+///
+/// A run that was killed, cancelled or hit a full disk goes on where it stopped when it is
+/// started again with the same source, recipe and version. Any other failure removes what was
+/// staged.
+pub fn execute(
+    plan: &Plan,
+    source: &Checkpoint,
+    staging: Staging,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<StagedArtifact, Error> {
+    let total = plan.tensors.len();
+    let files = source.files();
+    let hashes = SourceFiles::hash(files.path(), folder::source_files(files)?, progress, cancel)?
+        .ok_or(Error::Interrupted {
+        staging: None,
+        done: 0,
+        total,
+    })?;
+    let manifest = folder::manifest(plan, &hashes);
+    let (work, notes) = staging.enter(&JobId::of(&manifest))?;
+    let run = Run {
+        plan,
+        source,
+        hashes: &hashes,
+        staging: &staging,
+        work: &work,
+        progress,
+        cancel,
+    };
+    match run.fill(manifest) {
+        Ok(Filled {
+            manifest,
+            weights_sha256,
+            resumed,
+        }) => {
+            let mut staged = StagedArtifact {
+                staging,
+                work,
+                manifest,
+                weights_sha256,
+                notes,
+                resumed,
+            };
+            if resumed > 0 {
+                staged.notes.push(format!(
+                    "resumed: {resumed} of {total} tensors were done already"
+                ));
+            }
+            Ok(staged)
+        }
+        Err(error) => {
+            if !error.is_resumable() {
+                // The first error is the one to tell; a folder that stays is swept up later.
+                let _ = work.remove().and_then(|()| sync_dir(staging.parent()));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What all steps share.
+struct Run<'a> {
+    plan: &'a Plan,
+    source: &'a Checkpoint,
+    hashes: &'a SourceFiles,
+    staging: &'a Staging,
+    work: &'a WorkDir,
+    progress: &'a dyn Progress,
+    cancel: &'a AtomicBool,
+}
+
+/// What comes of it.
+struct Filled {
+    manifest: Manifest,
+    weights_sha256: String,
+    resumed: usize,
+}
+
+impl Run<'_> {
+    fn fill(&self, mut manifest: Manifest) -> Result<Filled, Error> {
+        let artifact = self.work.artifact();
+        self.work.clear_except(ours::WEIGHTS)?;
+        let more = self
+            .plan
+            .disk_bytes
+            .saturating_sub(self.plan.weights_bytes)
+            .max(REPORTS_BYTES);
+        let path = artifact.join(ours::WEIGHTS);
+        let weights = WeightsFile::open(path.clone(), self.plan.weights_bytes, more)?;
+        let (records, resumed) = self.tensors(&weights)?;
+        // Last, so that an unfinished file cannot be taken for a finished one.
+        weights.write_at(&self.plan.layout.header_bytes(), 0)?;
+        weights.sync()?;
+        self.hashes.check_unchanged()?;
+        folder::write_side(self.plan, self.source.files(), self.hashes, &artifact)?;
+        manifest.tensors = folder::tensor_records(self.plan, &records);
+        folder::write_manifest(&manifest, &artifact)?;
+        self.progress
+            .start("hash weights", self.plan.weights_bytes, "bytes");
+        let (weights_sha256, _) = hash_file(&path, self.progress, self.cancel)?
+            .ok_or_else(|| self.interrupted(records.len()))?;
+        self.progress.finish();
+        Ok(Filled {
+            manifest,
+            weights_sha256,
+            resumed,
+        })
+    }
+
+    /// Brings every tensor onto the disk; returns their records and how many were there before.
+    fn tensors(&self, weights: &WeightsFile) -> Result<(BTreeMap<String, Record>, usize), Error> {
+        let (mut journal, found) = Journal::open(&self.work.journal())?;
+        let mut done: BTreeMap<String, Record> = found
+            .into_iter()
+            .map(|record| (record.name.clone(), record))
+            .collect();
+        let params = self.plan.tensors.iter().map(|t| t.elements()).sum();
+        self.progress.start("quantize", params, "weights");
+        let mut tasks = Vec::new();
+        for tensor in &self.plan.tensors {
+            let name = tensor.id.to_string();
+            let range = self.plan.range(&name);
+            match done.remove(&name) {
+                Some(record) if still_true(&record, &range, weights)? => {
+                    self.progress.advance(tensor.elements());
+                    done.insert(name, record);
+                }
+                _ => tasks.push(Task { tensor, range }),
+            }
+        }
+        done.retain(|name, _| self.plan.tensors.iter().any(|t| t.id.to_string() == *name));
+        let resumed = done.len();
+        let pipeline = Pipeline {
+            source: self.source,
+            weights,
+            sync_bytes: self.staging.sync_bytes,
+            progress: self.progress,
+            cancel: self.cancel,
+        };
+        for record in pipeline.run(&tasks, &mut journal)? {
+            done.insert(record.name.clone(), record);
+        }
+        if done.len() < self.plan.tensors.len() {
+            return Err(self.interrupted(done.len()));
+        }
+        self.progress.finish();
+        Ok((done, resumed))
+    }
+
+    fn interrupted(&self, done: usize) -> Error {
+        let staging = Some(self.work.path().to_owned());
+        Error::Interrupted {
+            staging,
+            done,
+            total: self.plan.tensors.len(),
+        }
+    }
+}
+
+/// Whether a journal record agrees with the plan and with the bytes on disk.
+fn still_true(record: &Record, range: &Range<u64>, weights: &WeightsFile) -> Result<bool, Error> {
+    let planned = record.offset == range.start && record.size == range.end - range.start;
+    Ok(planned && weights.blake3(range.clone())? == record.blake3)
+}

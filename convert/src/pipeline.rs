@@ -1,0 +1,178 @@
+//! Tensor by tensor from the checkpoint into the staged weights file: one thread reads ahead,
+//! the caller's quantizes, one writes.
+//!
+//! Owns the order read → check → quantize → write → sync → journal. Each stage holds one
+//! tensor. All offsets are fixed beforehand, so neither the number of threads nor a resumed
+//! start can change a byte.
+
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{ScopedJoinHandle, scope};
+
+use neuroconv_format::{PackedLayout, SharedBytes};
+use neuroconv_quant::{QuantizeSpec, quantize};
+use neuroconv_runtime::{Checkpoint, Progress};
+
+use crate::Error;
+use crate::dense;
+use crate::journal::{Journal, Record, Stats};
+use crate::plan::{PlannedTensor, Storage};
+use crate::weights::WeightsFile;
+
+/// One tensor that is still to be done.
+pub(crate) struct Task<'a> {
+    pub(crate) tensor: &'a PlannedTensor,
+    /// Where it lies in the weights file.
+    pub(crate) range: Range<u64>,
+}
+
+/// What a tensor passes through.
+pub(crate) struct Pipeline<'a> {
+    pub(crate) source: &'a Checkpoint,
+    pub(crate) weights: &'a WeightsFile,
+    pub(crate) sync_bytes: u64,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) cancel: &'a AtomicBool,
+}
+
+/// A tensor that was read and found finite.
+enum Loaded<'a> {
+    /// `[rows * cols]` to be quantized.
+    Weights(Vec<f32>, &'a QuantizeSpec, &'a PackedLayout),
+    /// Stored as it is.
+    Stored(SharedBytes, Option<Stats>),
+}
+
+/// A tensor in its final bytes.
+struct Finished<'a> {
+    task: &'a Task<'a>,
+    bytes: SharedBytes,
+    stats: Option<Stats>,
+}
+
+impl Pipeline<'_> {
+    /// Does `tasks` and returns the records of those that are on disk: all of them, unless the
+    /// run was cancelled.
+    pub(crate) fn run(
+        &self,
+        tasks: &[Task<'_>],
+        journal: &mut Journal,
+    ) -> Result<Vec<Record>, Error> {
+        scope(|scope| {
+            let (to_quantize, loaded) = sync_channel(0);
+            let (to_write, finished) = sync_channel(0);
+            let reader = scope.spawn(move || self.read(tasks, &to_quantize));
+            let writer = scope.spawn(move || self.write(&finished, journal));
+            let quantized = self.quantize(loaded, &to_write);
+            drop(to_write);
+            // A stage whose neighbour is gone just ends; the reason is with the neighbour.
+            let records = join(writer)?;
+            quantized?;
+            join(reader)?;
+            Ok(records)
+        })
+    }
+
+    fn read<'a>(
+        &self,
+        tasks: &'a [Task<'a>],
+        next: &SyncSender<(&'a Task<'a>, Loaded<'a>)>,
+    ) -> Result<(), Error> {
+        for task in tasks {
+            if self.cancel.load(Ordering::Relaxed) {
+                break;
+            }
+            let PlannedTensor { id, source, .. } = task.tensor;
+            let values = self.source.files().read(source)?;
+            dense::check_finite(*id, source, &values)?;
+            let loaded = match &task.tensor.storage {
+                Storage::Packed { spec, layout } => Loaded::Weights(values.to_f32(), spec, layout),
+                Storage::Dense(codec) => {
+                    let (bytes, stats) = dense::convert(*id, &values, codec.dtype())?;
+                    Loaded::Stored(bytes, stats)
+                }
+            };
+            drop(values);
+            if next.send((task, loaded)).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn quantize<'a>(
+        &self,
+        loaded: Receiver<(&'a Task<'a>, Loaded<'a>)>,
+        next: &SyncSender<Finished<'a>>,
+    ) -> Result<(), Error> {
+        for (task, values) in loaded {
+            if self.cancel.load(Ordering::Relaxed) {
+                break;
+            }
+            let (bytes, stats) = match values {
+                Loaded::Weights(w_nk, spec, layout) => {
+                    let (packed, fit) = quantize(&w_nk, layout.rows(), layout.cols(), spec)
+                        .map_err(|source| Error::Quantize {
+                            tensor: task.tensor.id,
+                            source,
+                        })?;
+                    let stats = Stats::new(fit.rel_mse, Some(fit.zeros), Some(fit.entropy_bits));
+                    (packed.bytes, Some(stats))
+                }
+                Loaded::Stored(bytes, stats) => (bytes, stats),
+            };
+            if next.send(Finished { task, bytes, stats }).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        finished: &Receiver<Finished<'_>>,
+        journal: &mut Journal,
+    ) -> Result<Vec<Record>, Error> {
+        let mut done: Vec<Record> = Vec::new();
+        let mut synced = 0;
+        let mut unsynced_bytes = 0;
+        let mut sync = |done: &[Record], synced: &mut usize| -> Result<(), Error> {
+            self.weights.sync()?;
+            journal.append(&done[*synced..])?;
+            *synced = done.len();
+            Ok(())
+        };
+        for Finished { task, bytes, stats } in finished {
+            let (size, expected) = (bytes.len() as u64, task.range.end - task.range.start);
+            if size != expected {
+                return Err(Error::UnplannedSize {
+                    tensor: task.tensor.id,
+                    expected,
+                    found: size,
+                });
+            }
+            self.weights.write_at(&bytes, task.range.start)?;
+            done.push(Record {
+                name: task.tensor.id.to_string(),
+                offset: task.range.start,
+                size,
+                blake3: blake3::hash(&bytes).to_hex().to_string(),
+                stats,
+            });
+            unsynced_bytes += size;
+            if unsynced_bytes >= self.sync_bytes {
+                sync(&done, &mut synced)?;
+                unsynced_bytes = 0;
+            }
+            self.progress.advance(task.tensor.elements());
+        }
+        sync(&done, &mut synced)?;
+        Ok(done)
+    }
+}
+
+fn join<T>(stage: ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {
+    stage.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
