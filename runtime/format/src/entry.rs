@@ -59,10 +59,10 @@ impl<'de> Visitor<'de> for Entry<'_> {
                         .is_some()
                 }
                 "shape" => {
-                    let dims = map.next_value_seed(Shape)?;
-                    let dims = dims
-                        .ok_or_else(|| self.state.refuse(HeaderError::Rank { tensor: tensor() }))?;
-                    shape.replace(dims).is_some()
+                    let (state, name) = (&mut *self.state, self.name);
+                    shape
+                        .replace(map.next_value_seed(Shape { state, name })?)
+                        .is_some()
                 }
                 _ => offsets.replace(map.next_value::<[u64; 2]>()?).is_some(),
             };
@@ -79,7 +79,7 @@ impl<'de> Visitor<'de> for Entry<'_> {
         };
         let checked = (|| {
             let dtype = dtype.ok_or_else(|| missing("dtype"))?;
-            let shape: Vec<u64> = shape.ok_or_else(|| missing("shape"))?;
+            let shape = shape.ok_or_else(|| missing("shape"))?;
             let [begin, end] = offsets.ok_or_else(|| missing("data_offsets"))?;
             check_entry(self.name, dtype, &shape, begin..end)
         })();
@@ -87,31 +87,35 @@ impl<'de> Visitor<'de> for Entry<'_> {
     }
 }
 
-/// At most [`limits::RANK`] sizes, `None` where there are more.
-struct Shape;
+/// The at most [`limits::RANK`] sizes of the tensor `name`.
+struct Shape<'a> {
+    state: &'a mut State,
+    name: &'a str,
+}
 
-impl<'de> DeserializeSeed<'de> for Shape {
-    type Value = Option<Vec<u64>>;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+impl<'de> DeserializeSeed<'de> for Shape<'_> {
+    type Value = Vec<u64>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<u64>, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
-impl<'de> Visitor<'de> for Shape {
-    type Value = Option<Vec<u64>>;
+impl<'de> Visitor<'de> for Shape<'_> {
+    type Value = Vec<u64>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an array of sizes")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<u64>, A::Error> {
         let mut dims = Vec::new();
         while let Some(dim) = seq.next_element()? {
             if dims.len() >= limits::RANK {
-                return Ok(None);
+                let tensor = shown(self.name);
+                return Err(self.state.refuse(HeaderError::Rank { tensor }));
             }
             dims.push(dim);
         }
-        Ok(Some(dims))
+        Ok(dims)
     }
 }
 

@@ -1,0 +1,16 @@
+//! Everything that this crate accepts and refuses, on files made here byte by byte.
+
+#![cfg(test)]
+
+mod artifact;
+mod build;
+mod checkpoint;
+mod coverage;
+mod differential;
+mod document;
+mod files;
+mod header;
+mod manifest;
+mod packed;
+mod sample;
+mod writer;
