@@ -168,7 +168,7 @@ fn fill(
             .keys()
             .copied()
             .filter(|name| arch.tensor_id(name).is_none());
-        let near = near(&first.name, foreign);
+        let near = near(&first.name, foreign).map(|name| shown(&name));
         let count = missing.len();
         missing.truncate(NAMED);
         return Err(Error::MissingTensors {

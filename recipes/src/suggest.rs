@@ -9,15 +9,12 @@ pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Op
     if word.len() > 512 {
         return None;
     }
-    let limit = (word.chars().count() / 3).max(1);
+    let word = word.to_lowercase();
+    let limit = (word.len() / 3).max(1);
     candidates
         .into_iter()
-        .map(|c| {
-            (
-                strsim::osa_distance(&word.to_lowercase(), &c.to_lowercase()),
-                c,
-            )
-        })
+        .filter(|c| c.len().abs_diff(word.len()) <= limit)
+        .map(|c| (strsim::osa_distance(&word, &c.to_lowercase()), c))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, c)| c.to_owned())

@@ -15,8 +15,7 @@ const SCHEMA: u32 = 1;
 const NAME_LETTERS: usize = 64;
 /// Letters of a summary or reason.
 const PROSE_LETTERS: usize = 400;
-/// Whose limits a recipe without any gets: those of the strictest lossy recipe, so that
-/// nothing is ever emitted unjudged.
+/// Whose limits a recipe without any gets, so that nothing is ever emitted unjudged.
 const DEFAULT_LIMITS: &str = "int4";
 
 /// What `run` converts and where to, when a recipe file says so. No part of the recipe proper:
