@@ -90,6 +90,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = file_cases();
     cases.extend(place_cases());
     cases.extend(layout_cases());
+    cases.extend(group_cases());
     cases.extend(value_cases());
     cases
 }
@@ -215,10 +216,6 @@ fn layout_cases() -> Vec<Case> {
         expected: vec![192],
         found: vec![2, 96],
     };
-    let huge = LayoutError::Size {
-        rows: usize::MAX,
-        cols: 32,
-    };
     vec![
         structure("three dimensions", Q, bad(ternary, &[4, 4, 32]), |sample| {
             sample.record(Q).shape = vec![4, 4, 32];
@@ -230,11 +227,21 @@ fn layout_cases() -> Vec<Case> {
             sample.record(NORM).shape = Vec::new();
         }),
         structure("dense shape", NORM, shape, |sample| {
-            sample.record(NORM).shape = vec![4, 10]
+            sample.record(NORM).shape = vec![4, 10];
         }),
         structure("packed shape", Q, packed, |sample| {
             sample.replace_in_header(r#""shape":[192]"#, r#""shape":[2,96]"#);
         }),
+    ]
+}
+
+fn group_cases() -> Vec<Case> {
+    let ternary = TensorCodec::Ternary;
+    let huge = LayoutError::Size {
+        rows: usize::MAX,
+        cols: 32,
+    };
+    vec![
         structure(
             "no group",
             Q,
@@ -368,7 +375,7 @@ fn value_cases() -> Vec<Case> {
             },
         ),
         values("end", Q, TensorFault::Tail { byte: 191 }, |sample| {
-            sample.bytes(Q)[191] = 1
+            sample.bytes(Q)[191] = 1;
         }),
         values(
             "nan",

@@ -176,21 +176,27 @@ pub(crate) struct Case {
     pub(crate) expected: CheckpointError,
 }
 
-pub(crate) fn cases() -> Vec<Case> {
-    let case = |name, change, expected| Case {
+fn case(name: &'static str, change: fn(&Dir), expected: CheckpointError) -> Case {
+    Case {
         name,
         change,
         expected,
+    }
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = folder_cases();
+    cases.extend(shard_cases());
+    cases.extend(index_cases());
+    cases
+}
+
+fn folder_cases() -> Vec<Case> {
+    let pickle = "pytorch_model-00001-of-00002.bin";
+    let other = CheckpointError::OtherWeights {
+        file: pickle.into(),
     };
-    let (one, two) = (
-        || "model-1.safetensors".to_owned(),
-        || "model-2.safetensors".to_owned(),
-    );
-    let name = |shard: &str| CheckpointError::ShardName {
-        tensor: "a".into(),
-        shard: shard.into(),
-    };
-    let mut cases = vec![
+    vec![
         case(
             "no config",
             |dir| remove(dir, "config.json"),
@@ -203,61 +209,65 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case(
             "pickle only",
-            |dir| {
-                remove(dir, INDEX);
-                dir.write("m/pytorch_model-00001-of-00002.bin", "");
-            },
-            CheckpointError::OtherWeights {
-                file: "pytorch_model-00001-of-00002.bin".into(),
-            },
+            |dir| replace(dir, INDEX, "pytorch_model-00001-of-00002.bin"),
+            other,
+        ),
+    ]
+}
+
+fn shard_cases() -> Vec<Case> {
+    let (one, two) = (
+        || "model-1.safetensors".into(),
+        || "model-2.safetensors".into(),
+    );
+    let no_shard = CheckpointError::NoShard {
+        shard: two(),
+        tensor: "a".into(),
+    };
+    let missing = CheckpointError::NotInShard {
+        shard: one(),
+        tensor: "b".into(),
+    };
+    let extra = |tensor: &str| CheckpointError::NotInIndex {
+        shard: two(),
+        tensor: tensor.into(),
+    };
+    vec![
+        case(
+            "shard missing",
+            |dir| remove(dir, "model-2.safetensors"),
+            no_shard,
+        ),
+        case("tensor missing", |dir| write_shard(dir, 1, &["c"]), missing),
+        case(
+            "tensor not listed",
+            |dir| write_shard(dir, 2, &["a", "extra"]),
+            extra("extra"),
         ),
         case(
-            "duplicate key",
-            |dir| {
-                write_index(
-                    dir,
-                    "m",
-                    r#"{"a":"model-1.safetensors","a":"model-2.safetensors"}"#,
-                )
-            },
-            CheckpointError::DuplicateKey { key: "a".into() },
+            "tensor in two shards",
+            |dir| write_shard(dir, 2, &["a", "b"]),
+            extra("b"),
         ),
+    ]
+}
+
+fn index_cases() -> Vec<Case> {
+    let twice = CheckpointError::DuplicateKey { key: "a".into() };
+    let name = |shard: &str| {
+        let (tensor, shard) = ("a".into(), shard.into());
+        CheckpointError::ShardName { tensor, shard }
+    };
+    vec![
         case(
             "no map",
             |dir| drop(dir.write("m/model.safetensors.index.json", "{}")),
             CheckpointError::NoWeightMap,
         ),
         case(
-            "shard missing",
-            |dir| remove(dir, "model-2.safetensors"),
-            CheckpointError::NoShard {
-                shard: two(),
-                tensor: "a".into(),
-            },
-        ),
-        case(
-            "tensor missing",
-            |dir| drop(dir.write("m/model-1.safetensors", shard(&["c"]))),
-            CheckpointError::NotInShard {
-                shard: one(),
-                tensor: "b".into(),
-            },
-        ),
-        case(
-            "tensor not listed",
-            |dir| drop(dir.write("m/model-2.safetensors", shard(&["a", "extra"]))),
-            CheckpointError::NotInIndex {
-                shard: two(),
-                tensor: "extra".into(),
-            },
-        ),
-        case(
-            "tensor in two shards",
-            |dir| drop(dir.write("m/model-2.safetensors", shard(&["a", "b"]))),
-            CheckpointError::NotInIndex {
-                shard: two(),
-                tensor: "b".into(),
-            },
+            "duplicate key",
+            |dir| write_index(dir, "m", r#"{"a":"x.safetensors","a":""}"#),
+            twice,
         ),
         case(
             "too many shards",
@@ -269,12 +279,10 @@ pub(crate) fn cases() -> Vec<Case> {
             |dir| many(dir, limits::TENSORS, 0),
             CheckpointError::TensorCount,
         ),
-    ];
-    cases.extend([
         case(
             "parent",
-            |dir| place(dir, "../model-1.safetensors"),
-            name("../model-1.safetensors"),
+            |dir| place(dir, "../x.safetensors"),
+            name("../x.safetensors"),
         ),
         case(
             "absolute",
@@ -292,8 +300,15 @@ pub(crate) fn cases() -> Vec<Case> {
             name(".x.safetensors"),
         ),
         case("pickle", |dir| place(dir, "model.bin"), name("model.bin")),
-    ]);
-    cases
+    ]
+}
+
+fn replace(dir: &Dir, from: &str, to: &str) {
+    fs_err::rename(dir.path("m").join(from), dir.path("m").join(to)).unwrap();
+}
+
+fn write_shard(dir: &Dir, number: usize, names: &[&str]) {
+    dir.write(&format!("m/model-{number}.safetensors"), shard(names));
 }
 
 const INDEX: &str = "model.safetensors.index.json";

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use neuroconv_format::ArtifactError;
 
-use crate::{artifact, checkpoint, header};
+use crate::{artifact, checkpoint, hostile};
 
 /// The names of the variants of the enum `name` in a source text.
 fn variants(source: &str, name: &str) -> BTreeSet<String> {
@@ -32,7 +32,7 @@ fn debug(value: &impl Debug) -> String {
 #[test]
 fn every_reason_has_a_case() {
     let expected = variants(include_str!("../../src/header_error.rs"), "HeaderError");
-    let found = header::cases()
+    let found = hostile::cases()
         .iter()
         .map(|case| debug(&case.expected))
         .collect();
@@ -40,7 +40,7 @@ fn every_reason_has_a_case() {
 
     let expected = variants(include_str!("../../src/sniff.rs"), "Disguise");
     let disguise = |text: String| text.strip_prefix("Disguised(").map(variant);
-    let found = header::cases()
+    let found = hostile::cases()
         .into_iter()
         .filter_map(|case| disguise(format!("{:?}", case.expected)));
     assert_eq!(expected, found.collect());

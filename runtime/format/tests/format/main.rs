@@ -10,6 +10,7 @@ mod differential;
 mod document;
 mod files;
 mod header;
+mod hostile;
 mod manifest;
 mod packed;
 mod sample;

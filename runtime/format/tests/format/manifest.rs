@@ -25,6 +25,7 @@ fn a_manifest_survives_its_text() {
 
 #[test]
 fn codecs_have_one_name_and_one_element_type() {
+    use TensorCodec::{Bf16, F16, F32, Int4, Int8, Ternary};
     for codec in Codec::ALL {
         let stored = TensorCodec::from(codec);
         assert_eq!(
@@ -33,7 +34,6 @@ fn codecs_have_one_name_and_one_element_type() {
         );
         assert_eq!(stored.dtype().size(), 1);
     }
-    use TensorCodec::{Bf16, F16, F32, Int4, Int8, Ternary};
     for codec in [Ternary, Int4, Int8, F32, F16, Bf16] {
         assert_eq!(serde_json::to_value(codec).unwrap(), codec.name());
         if codec.packed().is_none() {
