@@ -92,7 +92,7 @@ fn changed_bytes_are_refused_or_still_tile_the_data() {
     let good = small();
     let mut random = Random(2);
     let mut accepted = 0;
-    for _ in 0..20_000 {
+    for _ in 0..8_000 {
         let mut bytes = good.clone();
         for _ in 0..=random.below(3) {
             let at = random.below(bytes.len());
@@ -117,5 +117,5 @@ fn changed_bytes_are_refused_or_still_tile_the_data() {
         assert_eq!(end, bytes.len() as u64);
         crate::differential::assert_same(&bytes, &file);
     }
-    assert!((100..15_000).contains(&accepted), "{accepted}");
+    assert!((50..6_000).contains(&accepted), "{accepted}");
 }
