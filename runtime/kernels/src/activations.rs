@@ -175,8 +175,8 @@ mod tests {
             assert_eq!((a.scales(0), a.sums(0)), (&[0.0, 0.0][..], &[0, 0][..]));
         }
         for value in [f32::MAX, f32::MIN, 1e-36] {
-            let a = quantize_activations(&[value, value / 2.0], 1, 2, 32);
-            let codes = if value > 0.0 { [127, 64] } else { [-127, -64] };
+            let a = quantize_activations(&[value, value / 4.0], 1, 2, 32);
+            let codes = if value > 0.0 { [127, 32] } else { [-127, -32] };
             assert_eq!(&a.codes(0)[..2], codes);
         }
     }

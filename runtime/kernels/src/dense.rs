@@ -60,6 +60,28 @@ pub(crate) struct DenseTile<'a> {
     pub(crate) x: &'a [f32],
 }
 
+impl DenseTile<'_> {
+    /// Rows of the matrix.
+    pub(crate) fn w_rows(&self) -> usize {
+        self.w.len() / (self.cols * self.element.size())
+    }
+    /// Rows of the activations.
+    pub(crate) fn x_rows(&self) -> usize {
+        self.x.len() / self.cols
+    }
+    /// Makes sure that there are `1..=TILE` whole rows of both; panics otherwise.
+    pub(crate) fn check(&self) {
+        let (w, x) = (self.w_rows(), self.x_rows());
+        assert!(
+            (1..=TILE).contains(&w) && (1..=TILE).contains(&x),
+            "a tile of {w} x {x}"
+        );
+        assert!(
+            self.w.len() == w * self.cols * self.element.size() && self.x.len() == x * self.cols
+        );
+    }
+}
+
 /// Products `[row of x][row of w]` of a tile; the unused are left alone.
 pub(crate) type TileFn = fn(&DenseTile<'_>, &mut [[f32; TILE]; TILE]);
 
@@ -134,9 +156,9 @@ pub fn matmul_dense_on(
 
 fn tile_fn(isa: Isa) -> TileFn {
     match isa.kind() {
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => crate::x86::avx2_dense::tile,
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         Kind::Avx512Vnni => crate::x86::avx512_dense::tile,
         _ => scalar_tile,
     }

@@ -18,7 +18,7 @@ mod matmul;
 mod packed;
 mod scalar;
 mod tasks;
-#[cfg(any())]
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use activations::{Activations, quantize_activations};

@@ -52,9 +52,9 @@ pub fn matmul_packed_on(isa: Isa, w: &PackedView<'_>, a: &Activations, y_tn: &mu
 
 fn panel_fn(isa: Isa) -> PanelFn {
     match isa.kind() {
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => crate::x86::avx2::panel,
-        #[cfg(any())]
+        #[cfg(target_arch = "x86_64")]
         Kind::Avx512Vnni => crate::x86::avx512vnni::panel,
         _ => scalar::panel,
     }

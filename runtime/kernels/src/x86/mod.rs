@@ -1,8 +1,48 @@
 //! The paths for x86-64.
 //!
-//! Every entry point may run only where its instruction set was detected; they are reachable only
-//! through a [`crate::Isa`], which is the proof of that.
+//! An entry point may run only where its instruction set was detected. All of them are reachable
+//! only by way of [`crate::Isa`], which is the proof of that. Inside, unsafe code is limited to
+//! loads whose bounds the checked lengths of [`crate::PackedView`] and [`crate::Activations`] give.
 #![expect(
     unsafe_code,
-    reason = "SIMD loads and stores, and calls of functions with target features"
+    reason = "loads, and calls of functions with target features"
 )]
+
+pub(crate) mod avx2;
+pub(crate) mod avx2_dense;
+pub(crate) mod avx512_dense;
+pub(crate) mod avx512vnni;
+
+use crate::activations::Activations;
+use crate::layout::Codes;
+use crate::packed::{Panel, SCALE_BYTES};
+
+/// Bits of a code as a constant, so that each kind gets code of its own.
+const TERNARY: usize = Codes::Ternary.bits();
+const INT4: usize = Codes::Int4.bits();
+const INT8: usize = Codes::Int8.bits();
+
+/// What unchecked loads rely on: `rows` rows of activations from `t0` on exist, and they and the
+/// planes of the panel have the same groups. Panics otherwise.
+fn check_bounds(kind: Codes, panel: &Panel<'_>, a: &Activations, t0: usize, rows: usize) {
+    let groups = a.groups();
+    assert!(
+        panel.group == a.group() && panel.group.is_multiple_of(32),
+        "groups of weights and activations"
+    );
+    assert!(
+        panel.codes.len() == groups * kind.block_bytes(panel.group),
+        "codes of a panel"
+    );
+    assert!(
+        panel.scales.len() == groups * SCALE_BYTES,
+        "scales of a panel"
+    );
+    assert!(
+        panel
+            .shifts
+            .is_none_or(|shifts| shifts.len() == groups * SCALE_BYTES),
+        "shifts of a panel"
+    );
+    assert!(rows > 0 && t0 + rows <= a.rows(), "rows of activations");
+}
