@@ -99,14 +99,14 @@ fn outcome(check: &Check) -> &'static str {
     }
 }
 
-/// The limit with its direction.
+/// The limit with its direction, every digit of it.
 fn limit(check: &Check) -> String {
     let sign = if matches!(check.id.as_str(), "quality.top1" | "quality.limits") {
         "≥"
     } else {
         "≤"
     };
-    format!("{sign} {}", number(check.limit))
+    format!("{sign} {}", check.limit)
 }
 
 /// What was observed, with the interval where the check is on one.

@@ -1,0 +1,139 @@
+//! Errors of a converter or a runtime, made on one side only: parity must notice each.
+
+use neuroconv_format::{Codec, Tensor};
+use neuroconv_recipes::{Mixer, Role, RopeLayout, RopeScaling, TensorId};
+use neuroconv_runtime::{Quiet, WeightSource};
+use neuroconv_verify::{Parity, ParityLimits, ReferenceScorer, RuntimeScorer};
+
+use crate::models::Model;
+
+/// Parity between what `meant` says and what the runtime does with `run`.
+fn parity(meant: &Model, run: &Model) -> Parity {
+    let reference = ReferenceScorer::new(meant as &dyn WeightSource).unwrap();
+    let runtime = RuntimeScorer::new(run as &dyn WeightSource).unwrap();
+    let windows = meant.windows(48, 2);
+    let limits = ParityLimits::of(run).unwrap();
+    Parity::measure(&reference, &runtime, &windows, limits, &Quiet).unwrap()
+}
+
+#[test]
+fn sound_models_pass() {
+    for name in [
+        "llama",
+        "llama-bias",
+        "llama-llama3-rope",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    ] {
+        let model = Model::golden(name);
+        let found = parity(&model, &model);
+        assert!(found.pass, "{name}: {found:?}");
+        for codec in Codec::ALL {
+            let packed = model.packed(codec);
+            let found = parity(&packed, &packed);
+            assert!(found.pass, "{name} {codec}: {found:?}");
+        }
+    }
+}
+
+/// What is done to a sound model.
+type Damage = fn(&mut Model);
+
+/// Errors by the golden model they are made on.
+const DAMAGES: [(&str, &str, Damage); 11] = [
+    ("llama", "the rotation pairs other channels", |m| {
+        m.spec.rope.layout = match m.spec.rope.layout {
+            RopeLayout::Half => RopeLayout::Interleaved,
+            RopeLayout::Interleaved => RopeLayout::Half,
+        };
+    }),
+    ("llama", "no rotation at all", |m| {
+        for layer in &mut m.spec.layers {
+            let Mixer::Attention(a) = &mut layer.mixer;
+            a.rope = false;
+        }
+    }),
+    (
+        "llama-linear-rope",
+        "the scaling of the rotation is ignored",
+        |m| {
+            assert_ne!(m.spec.rope.scaling, RopeScaling::None);
+            m.spec.rope.scaling = RopeScaling::None;
+        },
+    ),
+    ("llama-mha", "queries and keys are swapped", |m| {
+        m.swap(TensorId::layer(0, Role::Q), TensorId::layer(0, Role::K));
+    }),
+    ("llama", "keys and values are swapped", |m| {
+        m.swap(TensorId::layer(0, Role::K), TensorId::layer(0, Role::V));
+    }),
+    ("llama", "gate and up are swapped", |m| {
+        m.swap(TensorId::layer(1, Role::Gate), TensorId::layer(1, Role::Up));
+    }),
+    ("llama", "two layers are swapped", |m| {
+        for role in [Role::Q, Role::K, Role::V, Role::O] {
+            m.swap(TensorId::layer(0, role), TensorId::layer(1, role));
+        }
+    }),
+    ("llama", "a norm misses its one", |m| {
+        m.change(TensorId::layer(0, Role::AttnNorm), |w| {
+            w.iter_mut().for_each(|x| *x -= 1.0)
+        });
+    }),
+    ("qwen3", "the norm of the queries is left out", |m| {
+        m.change(TensorId::layer(0, Role::QNorm), |w| w.fill(1.0));
+    }),
+    ("qwen2", "a bias is left out", |m| {
+        m.change(TensorId::layer(0, Role::QBias), |w| w.fill(0.0));
+    }),
+    ("llama", "the head is the embedding", |m| {
+        assert!(!m.spec.tied);
+        m.spec.tied = true;
+    }),
+];
+
+#[test]
+fn every_damage_is_noticed_in_dense_and_packed_models() {
+    for (name, what, damage) in DAMAGES {
+        let model = Model::golden(name);
+        for meant in [
+            model.clone(),
+            model.packed(Codec::Int8),
+            model.packed(Codec::Ternary),
+        ] {
+            let mut damaged = meant.clone();
+            damage(&mut damaged);
+            let kind = meant.tensors[&TensorId::layer(0, Role::Q)].codec_name();
+            let found = parity(&meant, &damaged);
+            assert!(
+                !found.pass,
+                "{name} {kind}: {what} was not noticed: {found:?}"
+            );
+            let found = parity(&damaged, &meant);
+            assert!(
+                !found.pass,
+                "{name} {kind}: {what} in the reference was not noticed"
+            );
+        }
+    }
+}
+
+/// A scale of one group of one row, of hundreds, becomes eight times as large.
+#[test]
+fn a_wrong_scale_is_noticed() {
+    for codec in Codec::ALL {
+        let meant = Model::golden("llama").packed(codec);
+        let mut damaged = meant.clone();
+        let Some(Tensor::Packed(t)) = damaged.tensors.get_mut(&TensorId::layer(0, Role::Down))
+        else {
+            panic!("a packed tensor");
+        };
+        let mut bytes = t.bytes.to_vec();
+        bytes[t.layout.scales().start + 1] += 12; // three binary exponents
+        t.bytes = bytes.into();
+        let found = parity(&meant, &damaged);
+        assert!(!found.pass, "{codec}: {found:?}");
+    }
+}
