@@ -36,6 +36,11 @@ impl Sums {
             0.0
         }
     }
+
+    /// The scale of least squared error.
+    fn scale(self) -> f64 {
+        f64::from(self.wq) / f64::from(self.qq)
+    }
 }
 
 /// Fits one group.
@@ -48,8 +53,8 @@ pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
     let unit: Vec<f32> = w.iter().map(|w| w / largest).collect();
     let mut best: Option<(f64, f16)> = None;
     if largest > 0.0 {
-        for place in best_places(&unit) {
-            let scale = stored(improve(&unit, place.recip()) * f64::from(largest));
+        for scale in best_starts(&unit) {
+            let scale = stored(improve(&unit, scale) * f64::from(largest));
             settle(w, scale, levels, &mut best);
         }
     }
@@ -111,9 +116,8 @@ fn nearest(value: f32) -> f32 {
     super::round(value).clamp(-8.0, 7.0)
 }
 
-/// Best places of the largest magnitude, 1, under a positive and under a negative scale; the
-/// latter is given as a negative place.
-fn best_places(unit: &[f32]) -> [f32; 2] {
+/// The scales that the levels at the best places ask for: one positive, one negative.
+fn best_starts(unit: &[f32]) -> [f64; 2] {
     // What the sums gain between one place and the next: by levels up to 7, and by the eighth
     // level of weights below and above zero.
     let mut climbs = [[Sums::default(); PLACES + 1]; 3];
@@ -140,29 +144,27 @@ fn best_places(unit: &[f32]) -> [f32; 2] {
         }
     }
     let mut sums = [Sums::default(); 3];
-    let mut best = [(0.0, FIRST); 2];
+    let mut best = [Sums::default(); 2];
     for i in 0..=PLACES {
         for (sum, climb) in sums.iter_mut().zip(&climbs) {
             sum.wq += climb[i].wq;
             sum.qq += climb[i].qq;
         }
         for (best, eighth) in best.iter_mut().zip([sums[1], sums[2]]) {
-            let gain = Sums {
+            let here = Sums {
                 wq: sums[0].wq + eighth.wq,
                 qq: sums[0].qq + eighth.qq,
-            }
-            .gain();
-            if gain > best.0 {
-                *best = (gain, FIRST + i as f32 / PER_STEP);
+            };
+            if here.gain() > best.gain() {
+                *best = here;
             }
         }
     }
-    [best[0].1, -best[1].1]
+    [best[0].scale(), -best[1].scale()]
 }
 
 /// Turns of nearest levels and best scale, from `scale`, as long as the gain grows.
-fn improve(unit: &[f32], scale: f32) -> f64 {
-    let mut scale = f64::from(scale);
+fn improve(unit: &[f32], mut scale: f64) -> f64 {
     let mut gain = 0.0;
     for _ in 0..ROUNDS {
         let sums = sums_at(unit, (1.0 / scale) as f32);
@@ -170,7 +172,7 @@ fn improve(unit: &[f32], scale: f32) -> f64 {
             break;
         }
         gain = sums.gain();
-        scale = f64::from(sums.wq) / f64::from(sums.qq);
+        scale = sums.scale();
     }
     scale
 }
