@@ -53,12 +53,6 @@ pub enum Error {
         #[source]
         source: LayoutError,
     },
-    /// `config.json` says that the weights are quantized already.
-    #[error("`{path}`: the checkpoint is quantized already, it has a `quantization_config`")]
-    AlreadyQuantized {
-        /// The configuration.
-        path: PathBuf,
-    },
     /// The configuration is not a JSON object in text form.
     #[error("`{path}`: expected a JSON object")]
     ConfigNotObject {
@@ -224,9 +218,6 @@ impl Error {
             Error::Recipe(e) => return e.hint(),
             Error::Runtime(e) => return e.hint(),
             Error::Quantize { source, .. } => return source.hint(),
-            Error::AlreadyQuantized { .. } => {
-                "convert the original checkpoint in f32, f16 or bf16 instead"
-            }
             Error::NotAMatrix { .. } => "give this role the scheme `keep` in the recipe",
             Error::NonFinite { .. } => {
                 "the checkpoint is damaged or was saved after training diverged; download it again"

@@ -17,7 +17,7 @@ use crate::job::{JobId, SourceFiles, hash_file};
 use crate::journal::{Journal, Record};
 use crate::ours;
 use crate::pipeline::{Pipeline, Task};
-use crate::plan::{Plan, REPORTS_BYTES};
+use crate::plan::{Plan, PlannedTensor, REPORTS_BYTES};
 use crate::staging::{Staging, WorkDir, sync_dir};
 use crate::weights::WeightsFile;
 
@@ -139,7 +139,7 @@ impl Run<'_> {
             .into_iter()
             .map(|record| (record.name.clone(), record))
             .collect();
-        let params = self.plan.tensors.iter().map(|t| t.elements()).sum();
+        let params = self.plan.tensors.iter().map(PlannedTensor::elements).sum();
         self.progress.start("quantize", params, "weights");
         let mut tasks = Vec::new();
         for tensor in &self.plan.tensors {

@@ -19,7 +19,7 @@ use rustix::fs::OFlags;
 
 use crate::Error;
 use crate::job::{SourceFiles, hash_file, relative, sha256};
-use crate::journal::Record;
+use crate::journal::{Record, Stats};
 use crate::ours;
 use crate::plan::Plan;
 
@@ -76,7 +76,7 @@ fn mark_config(text: &str) -> Option<String> {
     let config: serde_json::Value = serde_json::from_str(text).ok()?;
     let keys = config.as_object()?;
     let body = text.trim_end().strip_suffix('}')?.trim_end();
-    // A `null` under this key is the only value that a plan lets pass.
+    // Resolving refused everything under this key that says something.
     if keys.contains_key(CONFIG_KEY) {
         let mut config = config;
         config[CONFIG_KEY] = marker();
@@ -148,9 +148,9 @@ pub(crate) fn tensor_records(plan: &Plan, records: &BTreeMap<String, Record>) ->
             size: record.size,
             blake3: record.blake3.clone(),
             bits_per_weight: t.bits_per_weight,
-            rel_mse: record.stats.map(|s| s.rel_mse()),
-            zeros: record.stats.and_then(|s| s.zeros()),
-            entropy_bits: record.stats.and_then(|s| s.entropy_bits()),
+            rel_mse: record.stats.map(Stats::rel_mse),
+            zeros: record.stats.and_then(Stats::zeros),
+            entropy_bits: record.stats.and_then(Stats::entropy_bits),
             reason: t.reason.clone(),
         })
     };

@@ -3,7 +3,7 @@
 //! Owns the hashing of the source. The same job writes the same weights, so its hash names the
 //! staging folder and tells whether the work of a killed run may be used.
 
-use std::fmt;
+use std::fmt::Write as _;
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -20,38 +20,32 @@ const CHUNK: usize = 1 << 20;
 
 /// SHA-256 over everything that determines the bytes of the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobId(String);
+pub(crate) struct JobId(String);
 
 impl JobId {
     /// Digits of the short form.
     const SHORT: usize = 16;
 
     /// The job that a manifest describes: tool, format, recipe and source files.
-    pub fn of(manifest: &Manifest) -> Self {
+    pub(crate) fn of(manifest: &Manifest) -> Self {
         let mut text = format!(
             "neuroconv {}\nmanifest {}\nrecipe {}\n",
             manifest.tool.version, manifest.schema_version, manifest.recipe.sha256
         );
         for file in &manifest.source.files {
-            text += &format!("{} {} {}\n", file.sha256, file.size, file.path);
+            let _ = writeln!(text, "{} {} {}", file.sha256, file.size, file.path);
         }
         JobId(sha256(text.as_bytes()))
     }
 
     /// The first 16 digits: enough to tell folders apart.
-    pub fn short(&self) -> &str {
+    pub(crate) fn short(&self) -> &str {
         &self.0[..JobId::SHORT]
     }
 
     /// Whether `text` could be a short form.
     pub(crate) fn is_short(text: &[u8]) -> bool {
         text.len() == JobId::SHORT && text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    }
-}
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -184,5 +178,9 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    let mut out = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
 }

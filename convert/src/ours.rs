@@ -4,6 +4,7 @@
 //! a folder that may be replaced from one that holds somebody's work.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use neuroconv_format::artifact::Artifact;
@@ -63,10 +64,11 @@ fn listed(sums: &str) -> BTreeSet<String> {
 
 /// The list of hashes of `files`, path to SHA-256, as `sha256sum -c` reads it.
 pub(crate) fn sums(files: &BTreeMap<String, String>) -> String {
-    files
-        .iter()
-        .map(|(path, sha256)| format!("{sha256}  {path}\n"))
-        .collect()
+    let mut out = String::new();
+    for (path, sha256) in files {
+        let _ = writeln!(out, "{sha256}  {path}");
+    }
+    out
 }
 
 /// All files below `root`, relative path (with `/`) to full path; a link is a file.

@@ -3,10 +3,11 @@
 //! Owns the assignment of storage to tensors and the sizes that follow from it. Reads no
 //! weights and writes nothing; any doubt is an error here, before the work begins.
 
+use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
 
-use neuroconv_format::codec::{Codec, GROUP_SIZES, LayoutError, PackedLayout};
+use neuroconv_format::codec::{Codec, PackedLayout};
 use neuroconv_format::manifest::DroppedRecord;
 use neuroconv_format::writer::{self, SafetensorsLayout};
 use neuroconv_format::{DType, TensorCodec};
@@ -131,19 +132,10 @@ pub(crate) enum Storage {
 
 /// Plans the conversion of `source` by `recipe`.
 ///
-/// Errors name the tensor: a scheme that does not fit it, a rule that matches nothing, a group
-/// size without a layout, a source that is quantized already.
+/// Errors name the tensor: a scheme that does not fit it, a rule that matches nothing, an
+/// element type that weights are not read from.
 pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
     let files = source.files();
-    let config = files.config();
-    if config
-        .get("quantization_config")
-        .is_some_and(|v| !v.is_null())
-    {
-        return Err(Error::AlreadyQuantized {
-            path: files.path().join("config.json"),
-        });
-    }
     let resolved = source.resolved();
     let spec = &resolved.spec;
     let mut tensors = Vec::new();
@@ -232,7 +224,8 @@ fn plan_tensor(
         && group != asked
     {
         let cols = slot.shape.last().copied().unwrap_or_default();
-        reason += &format!(
+        let _ = write!(
+            reason,
             "; groups of {group} instead of {asked}: padding {cols} columns would cost more"
         );
     }
@@ -281,12 +274,9 @@ fn storage(
             shape: shape.to_vec(),
         });
     };
-    let layout_error = |source| Error::Layout { tensor: id, source };
-    if !GROUP_SIZES.contains(&asked) {
-        return Err(layout_error(LayoutError::Group(asked)));
-    }
     let group = choose_group(codec, rows, cols, asked);
-    let layout = PackedLayout::new(codec, rows, cols, group, false).map_err(layout_error)?;
+    let layout = PackedLayout::new(codec, rows, cols, group, false)
+        .map_err(|source| Error::Layout { tensor: id, source })?;
     Ok((
         Storage::Packed {
             spec: QuantizeSpec {

@@ -3,6 +3,12 @@
 //! Runs itself as the child that dies, so it has a `main` of its own: `kill child SOURCE OUTPUT
 //! EVENT SYNC_BYTES OVERWRITE` converts and aborts at the event of that number.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the child tells its events, the parent its findings"
+)]
+
 mod common;
 
 use std::path::Path;
@@ -80,7 +86,7 @@ impl Run {
             let output = parent.join("model");
             fs_err::create_dir(&parent).unwrap();
             if self.overwrite {
-                common::copy_tree(&old, &output);
+                copy_tree(&old, &output);
             }
             let before = output.exists().then(|| common::tree(&output));
             let child = Command::new(std::env::current_exe().unwrap())
@@ -144,6 +150,15 @@ impl Run {
             reference,
             "other bytes after event {event}"
         );
+    }
+}
+
+/// Copies a folder with all it holds.
+fn copy_tree(from: &Path, to: &Path) {
+    for (path, bytes) in common::tree(from) {
+        let copy = to.join(path);
+        fs_err::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs_err::write(copy, bytes).unwrap();
     }
 }
 

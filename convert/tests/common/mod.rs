@@ -12,17 +12,17 @@ use neuroconv_recipes::Recipe;
 use neuroconv_runtime::{Checkpoint, Progress, Quiet};
 
 /// Rows of the vocabulary tables.
-pub const VOCAB: usize = 48;
+const VOCAB: usize = 48;
 /// Width of the residual stream.
-pub const HIDDEN: usize = 64;
+const HIDDEN: usize = 64;
 /// Width of the feed-forward blocks: no multiple of 64, so groups have to shrink.
-pub const FFN: usize = 96;
+const FFN: usize = 96;
 /// Width of keys and values.
 const KV: usize = 32;
 
 /// Writes a Llama of `layers` layers, hidden 64, in bf16, with some files beside it; `change`
 /// may alter the values of each tensor by name.
-pub fn write_checkpoint(dir: &Path, layers: usize, change: impl Fn(&str, &mut Vec<f32>)) {
+pub(crate) fn write_checkpoint(dir: &Path, layers: usize, change: impl Fn(&str, &mut Vec<f32>)) {
     fs_err::create_dir_all(dir).unwrap();
     let config = format!(
         "{{\n  \"architectures\": [\"LlamaForCausalLM\"],\n  \"model_type\": \"llama\",\n  \
@@ -104,7 +104,7 @@ fn values(name: &str, count: usize) -> Vec<f32> {
 }
 
 /// Plans and executes; stops before the gate.
-pub fn stage(
+pub(crate) fn stage(
     source: &Path,
     recipe: &Recipe,
     staging: Staging,
@@ -116,7 +116,7 @@ pub fn stage(
 }
 
 /// What a gate that is content would hand over.
-pub fn passed() -> Emission {
+pub(crate) fn passed() -> Emission {
     Emission {
         verdict: VerdictStatus::Pass,
         waived: Vec::new(),
@@ -129,10 +129,10 @@ pub fn passed() -> Emission {
 }
 
 /// Files with their bytes.
-pub type Tree = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Every file below `dir`.
-pub fn tree(dir: &Path) -> Tree {
+pub(crate) fn tree(dir: &Path) -> Tree {
     let mut out = BTreeMap::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(folder) = pending.pop() {
@@ -152,7 +152,7 @@ pub fn tree(dir: &Path) -> Tree {
 }
 
 /// The names in a folder, hidden ones included, sorted.
-pub fn names(dir: &Path) -> Vec<String> {
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs_err::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -161,17 +161,8 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Copies a folder with all it holds.
-pub fn copy_tree(from: &Path, to: &Path) {
-    for (path, bytes) in tree(from) {
-        let copy = to.join(path);
-        fs_err::create_dir_all(copy.parent().unwrap()).unwrap();
-        fs_err::write(copy, bytes).unwrap();
-    }
-}
-
 /// Converts by a built-in recipe, from plan to emission.
-pub fn convert(source: &Path, recipe: &str, output: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn convert(source: &Path, recipe: &str, output: &Path) -> Result<PathBuf, Error> {
     let staging = Staging::open(output, false)?;
     let recipe = neuroconv_recipes::builtin(recipe)?;
     stage(source, &recipe, staging, &Quiet, &AtomicBool::new(false))?.emit(&passed(), &Quiet)

@@ -1,5 +1,7 @@
 //! Whole conversions of a tiny synthetic checkpoint.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[path = "../common/mod.rs"]
 mod common;
 

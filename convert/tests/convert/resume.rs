@@ -97,6 +97,9 @@ fn a_run_interrupted_anywhere_gives_the_same_bytes() {
     );
 }
 
+/// Something that happens to a staging folder between two runs.
+type Damage = fn(&Path);
+
 #[test]
 fn a_damaged_journal_or_damaged_weights_cost_work_but_no_bytes() {
     let dir = tempfile::tempdir().unwrap();
@@ -106,7 +109,6 @@ fn a_damaged_journal_or_damaged_weights_cost_work_but_no_bytes() {
     let output = dir.path().join("reference");
     finish(&source, &recipe, &output);
     let reference = common::tree(&output);
-    type Damage = fn(&Path);
     let cases: [(&str, Damage, usize); 4] = [
         (
             "torn tail",
