@@ -32,7 +32,14 @@ impl Attention {
         cache: &mut LayerCache,
         rotations: &Rotations,
     ) -> Vec<f32> {
-        let AttentionSpec { heads, kv_heads, head_dim, rope, window, .. } = self.spec;
+        let AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            rope,
+            window,
+            ..
+        } = self.spec;
         let mut q_thd = self.q.forward(x);
         let mut k_thd = self.k.forward(x);
         let v_thd = self.v.forward(x);
@@ -66,27 +73,32 @@ fn attend(
     let scale = 1.0 / (head_dim as f32).sqrt();
 
     let mut o_htd = vec![0.0; q_thd.len()];
-    o_htd.par_chunks_mut(t * head_dim).enumerate().for_each(|(head, o_td)| {
-        let (k_sd, v_sd) = (&cache.keys[head / group], &cache.values[head / group]);
-        let rows = |(block, o_bd): (usize, &mut [f32])| {
-            let mut scores = Vec::new();
-            for (row, o_d) in o_bd.chunks_mut(head_dim).enumerate() {
-                let row = block * BLOCK_ROWS + row;
-                let q_d = &q_thd[row * width + head * head_dim..][..head_dim];
-                let end = start + row + 1;
-                let seen = end.saturating_sub(window.unwrap_or(end))..end;
-                let span = seen.start * head_dim..seen.end * head_dim;
-                let keys = k_sd[span.clone()].chunks_exact(head_dim);
-                scores.clear();
-                scores.extend(keys.map(|k_d| dot(q_d, k_d) * scale));
-                softmax(&mut scores);
-                for (&p, v_d) in scores.iter().zip(v_sd[span].chunks_exact(head_dim)) {
-                    add_scaled(o_d, p, v_d);
+    o_htd
+        .par_chunks_mut(t * head_dim)
+        .enumerate()
+        .for_each(|(head, o_td)| {
+            let (k_sd, v_sd) = (&cache.keys[head / group], &cache.values[head / group]);
+            let rows = |(block, o_bd): (usize, &mut [f32])| {
+                let mut scores = Vec::new();
+                for (row, o_d) in o_bd.chunks_mut(head_dim).enumerate() {
+                    let row = block * BLOCK_ROWS + row;
+                    let q_d = &q_thd[row * width + head * head_dim..][..head_dim];
+                    let end = start + row + 1;
+                    let seen = end.saturating_sub(window.unwrap_or(end))..end;
+                    let span = seen.start * head_dim..seen.end * head_dim;
+                    let keys = k_sd[span.clone()].chunks_exact(head_dim);
+                    scores.clear();
+                    scores.extend(keys.map(|k_d| dot(q_d, k_d) * scale));
+                    softmax(&mut scores);
+                    for (&p, v_d) in scores.iter().zip(v_sd[span].chunks_exact(head_dim)) {
+                        add_scaled(o_d, p, v_d);
+                    }
                 }
-            }
-        };
-        o_td.par_chunks_mut(BLOCK_ROWS * head_dim).enumerate().for_each(rows);
-    });
+            };
+            o_td.par_chunks_mut(BLOCK_ROWS * head_dim)
+                .enumerate()
+                .for_each(rows);
+        });
     if t == 1 {
         return o_htd;
     }
@@ -106,7 +118,9 @@ mod tests {
     const HEAD_DIM: usize = 4;
 
     fn values(n: usize, seed: f32) -> Vec<f32> {
-        (0..n).map(|i| (i as f32 * 0.37 + seed).sin() * 2.0).collect()
+        (0..n)
+            .map(|i| (i as f32 * 0.37 + seed).sin() * 2.0)
+            .collect()
     }
 
     /// Attention as written in a textbook: all scores, a mask, double precision.
@@ -117,7 +131,10 @@ mod tests {
         (heads, kv_heads): (usize, usize),
         window: Option<usize>,
     ) -> Vec<f32> {
-        let (n, t) = (k.len() / (kv_heads * HEAD_DIM), q.len() / (heads * HEAD_DIM));
+        let (n, t) = (
+            k.len() / (kv_heads * HEAD_DIM),
+            q.len() / (heads * HEAD_DIM),
+        );
         let mut out = Vec::new();
         for row in 0..t {
             for head in 0..heads {
@@ -130,13 +147,20 @@ mod tests {
                         let at = n - t + row;
                         let visible = s <= at && window.is_none_or(|w| at - s < w);
                         let dot: f64 = (0..HEAD_DIM).map(|d| query(d) * of_kv(k, s, d)).sum();
-                        if visible { (dot / (HEAD_DIM as f64).sqrt()).exp() } else { 0.0 }
+                        if visible {
+                            (dot / (HEAD_DIM as f64).sqrt()).exp()
+                        } else {
+                            0.0
+                        }
                     })
                     .collect();
                 let sum: f64 = weights.iter().sum();
                 for d in 0..HEAD_DIM {
-                    let mixed: f64 =
-                        weights.iter().enumerate().map(|(s, w)| w * of_kv(v, s, d)).sum();
+                    let mixed: f64 = weights
+                        .iter()
+                        .enumerate()
+                        .map(|(s, w)| w * of_kv(v, s, d))
+                        .sum();
                     out.push((mixed / sum) as f32);
                 }
             }
@@ -157,7 +181,10 @@ mod tests {
                     let found = attend(&q, &cache, heads, HEAD_DIM, window);
                     let expected = brute_force(&q, &k, &v, (heads, kv_heads), window);
                     let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-                    assert!(off.fold(0.0, f32::max) < 2e-6, "{heads} {kv_heads} {window:?} {n} {t}");
+                    assert!(
+                        off.fold(0.0, f32::max) < 2e-6,
+                        "{heads} {kv_heads} {window:?} {n} {t}"
+                    );
                 }
             }
         }
@@ -170,7 +197,9 @@ mod tests {
         let k = values(n * kv_heads * HEAD_DIM, 0.6);
         let v = values(n * kv_heads * HEAD_DIM, 0.7);
         let repeat = |x: &[f32]| -> Vec<f32> {
-            x.chunks(HEAD_DIM).flat_map(|head| head.repeat(heads / kv_heads)).collect()
+            x.chunks(HEAD_DIM)
+                .flat_map(|head| head.repeat(heads / kv_heads))
+                .collect()
         };
         let mut grouped = LayerCache::new(kv_heads, HEAD_DIM);
         grouped.append(&k, &v);

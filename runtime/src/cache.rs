@@ -26,7 +26,10 @@ impl KvCache {
         let layers = spec.layers.iter().map(|layer| match &layer.mixer {
             Mixer::Attention(a) => LayerCache::new(a.kv_heads, a.head_dim),
         });
-        KvCache { layers: layers.collect(), len: 0 }
+        KvCache {
+            layers: layers.collect(),
+            len: 0,
+        }
     }
 
     /// Tokens held.
@@ -44,6 +47,14 @@ impl KvCache {
         let floats = |planes: &[Vec<f32>]| planes.iter().map(Vec::len).sum::<usize>();
         let layer = |layer: &LayerCache| floats(&layer.keys) + floats(&layer.values);
         self.layers.iter().map(layer).sum::<usize>() * size_of::<f32>()
+    }
+
+    /// Bytes that each token adds to the cache of such a model.
+    pub fn bytes_per_token(spec: &ModelSpec) -> usize {
+        let floats = spec.layers.iter().map(|layer| match &layer.mixer {
+            Mixer::Attention(a) => 2 * a.kv_heads * a.head_dim,
+        });
+        floats.sum::<usize>() * size_of::<f32>()
     }
 
     /// Forgets all tokens and keeps the memory.
@@ -64,9 +75,7 @@ impl KvCache {
     /// Whether the cache was made for a model of this shape.
     pub(crate) fn fits(&self, spec: &ModelSpec) -> bool {
         let layer_fits = |(layer, cache): (&LayerSpec, &LayerCache)| match &layer.mixer {
-            Mixer::Attention(a) => {
-                (a.kv_heads, a.head_dim) == (cache.keys.len(), cache.head_dim)
-            }
+            Mixer::Attention(a) => (a.kv_heads, a.head_dim) == (cache.keys.len(), cache.head_dim),
         };
         self.layers.len() == spec.layers.len()
             && spec.layers.iter().zip(&self.layers).all(layer_fits)
@@ -125,9 +134,13 @@ mod tests {
         }
         cache.advance(3);
         assert_eq!(cache.bytes(), layers * 2 * 3 * 2 * 8 * 4);
+        assert_eq!(cache.bytes(), 3 * KvCache::bytes_per_token(&spec));
         assert_eq!(cache.layer(0).keys[1][8..16], k[24..32]);
         cache.truncate(2);
-        assert_eq!((cache.len(), cache.bytes()), (2, layers * 2 * 2 * 2 * 8 * 4));
+        assert_eq!(
+            (cache.len(), cache.bytes()),
+            (2, layers * 2 * 2 * 2 * 8 * 4)
+        );
         cache.truncate(5);
         assert_eq!(cache.len(), 2);
         cache.clear();

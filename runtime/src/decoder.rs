@@ -3,13 +3,10 @@
 //! Owns the order of operations in a block. What varies between families stands in
 //! [`ModelSpec`]; each `match` here lists every variant.
 
-use std::collections::BTreeMap;
-
 use neuroconv_format::Tensor;
-use neuroconv_recipes::{
-    AttentionSpec, BlockSpec, Mixer, Mlp, ModelSpec, Norm, Order, QkNorm, Role, TensorId,
-};
+use neuroconv_recipes::{ModelSpec, Order};
 
+use crate::Error;
 use crate::attention::Attention;
 use crate::cache::{KvCache, LayerCache};
 use crate::linear::{Input, Linear};
@@ -17,7 +14,6 @@ use crate::mlp::GatedSilu;
 use crate::norm::RmsNorm;
 use crate::ops::add;
 use crate::rope::{Rope, Rotations};
-use crate::{Error, WeightSource};
 
 /// Tokens that run through the layers at once, which bounds the memory of a long prompt.
 const CHUNK_TOKENS: usize = 512;
@@ -26,53 +22,34 @@ const CHUNK_TOKENS: usize = 512;
 /// mapped weights stay mapped.
 #[derive(Debug)]
 pub struct Decoder {
-    spec: ModelSpec,
-    rope: Rope,
-    embed: Tensor,
-    layers: Vec<Layer>,
-    final_norm: RmsNorm,
-    head: Linear,
-    bytes_per_token: usize,
+    pub(crate) spec: ModelSpec,
+    pub(crate) rope: Rope,
+    pub(crate) embed: Tensor,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) final_norm: RmsNorm,
+    pub(crate) head: Linear,
+    pub(crate) bytes_per_token: usize,
 }
 
 #[derive(Debug)]
-struct Layer {
-    mixer_norm: RmsNorm,
-    mixer: MixerLayer,
-    mlp_norm: RmsNorm,
-    mlp: MlpLayer,
+pub(crate) struct Layer {
+    pub(crate) mixer_norm: RmsNorm,
+    pub(crate) mixer: MixerLayer,
+    pub(crate) mlp_norm: RmsNorm,
+    pub(crate) mlp: MlpLayer,
 }
 
 #[derive(Debug)]
-enum MixerLayer {
+pub(crate) enum MixerLayer {
     Attention(Attention),
 }
 
 #[derive(Debug)]
-enum MlpLayer {
+pub(crate) enum MlpLayer {
     GatedSilu(GatedSilu),
 }
 
 impl Decoder {
-    /// Loads every tensor of `src`, whose shapes must be those of its description.
-    pub fn load(src: &dyn WeightSource) -> Result<Self, Error> {
-        neuroconv_kernels::isa()?;
-        let spec = src.spec().clone();
-        spec.validate()?;
-        let mut loader = Loader::new(src, &spec);
-        let embed = loader.tensor(TensorId::model(Role::Embed))?;
-        let layers = spec.layers.iter().enumerate();
-        let layers = layers
-            .map(|(index, layer)| loader.layer(index, &layer.mixer))
-            .collect::<Result<Vec<_>, Error>>()?;
-        let final_norm = loader.norm(TensorId::model(Role::FinalNorm), spec.block.norm)?;
-        let head_role = if spec.tied { Role::Embed } else { Role::Head };
-        let head = loader.matrix(TensorId::model(head_role), None)?;
-        let bytes_per_token = loader.bytes + embed.size_bytes() / spec.vocab;
-        let rope = Rope::new(&spec);
-        Ok(Decoder { spec, rope, embed, layers, final_norm, head, bytes_per_token })
-    }
-
     /// The description of the model.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
@@ -98,7 +75,8 @@ impl Decoder {
     /// The logits `[t, vocab]` of hidden states `[t, hidden]` from [`Decoder::hidden`]. Their
     /// memory is the caller's to bound: give few rows at a time where the vocabulary is large.
     pub fn logits(&self, hidden_td: &[f32]) -> Vec<f32> {
-        self.head.forward(&mut Input::new(hidden_td, self.spec.hidden))
+        self.head
+            .forward(&mut Input::new(hidden_td, self.spec.hidden))
     }
 
     /// Bytes of weights that one decoded token reads.
@@ -112,13 +90,21 @@ impl Decoder {
         }
         let vocab = self.spec.vocab;
         if let Some(place) = tokens.iter().position(|&token| token as usize >= vocab) {
-            return Err(Error::TokenRange { token: tokens[place], place, vocab });
+            return Err(Error::TokenRange {
+                token: tokens[place],
+                place,
+                vocab,
+            });
         }
         let (asked, limit) = (cache.len() + tokens.len(), self.spec.max_positions);
         if asked > limit {
             return Err(Error::Context { asked, limit });
         }
-        if cache.fits(&self.spec) { Ok(()) } else { Err(Error::ForeignCache) }
+        if cache.fits(&self.spec) {
+            Ok(())
+        } else {
+            Err(Error::ForeignCache)
+        }
     }
 
     fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
@@ -163,103 +149,10 @@ impl Layer {
     }
 }
 
-/// Takes tensors out of a source, checks their shapes and counts what a token will read.
-struct Loader<'s> {
-    src: &'s dyn WeightSource,
-    shapes: BTreeMap<TensorId, Vec<usize>>,
-    block: BlockSpec,
-    ffn: usize,
-    eps: f64,
-    bytes: usize,
-}
-
-impl<'s> Loader<'s> {
-    fn new(src: &'s dyn WeightSource, spec: &ModelSpec) -> Self {
-        let shapes = spec.tensors().into_iter().collect();
-        Loader { src, shapes, block: spec.block, ffn: spec.ffn, eps: spec.norm_eps, bytes: 0 }
-    }
-
-    fn tensor(&self, id: TensorId) -> Result<Tensor, Error> {
-        let expected = self.shapes.get(&id).ok_or(Error::NoTensor(id))?;
-        let tensor = self.src.tensor(id)?;
-        let found = tensor.shape();
-        if found == *expected {
-            Ok(tensor)
-        } else {
-            Err(Error::Shape { tensor: id, expected: expected.clone(), found })
-        }
-    }
-
-    fn vector(&mut self, id: TensorId) -> Result<Vec<f32>, Error> {
-        match self.tensor(id)? {
-            Tensor::Dense(dense) => {
-                self.bytes += dense.bytes.len();
-                Ok(dense.to_f32())
-            }
-            packed @ Tensor::Packed(_) => {
-                Err(Error::Codec { tensor: id, codec: packed.codec_name() })
-            }
-        }
-    }
-
-    fn norm(&mut self, id: TensorId, norm: Norm) -> Result<RmsNorm, Error> {
-        match norm {
-            Norm::Rms => Ok(RmsNorm::new(self.vector(id)?, self.eps)),
-        }
-    }
-
-    fn matrix(&mut self, id: TensorId, bias: Option<TensorId>) -> Result<Linear, Error> {
-        let bias = bias.map(|id| self.vector(id)).transpose()?;
-        let linear = Linear::new(id, self.tensor(id)?, bias)?;
-        self.bytes += linear.weight_bytes();
-        Ok(linear)
-    }
-
-    fn layer(&mut self, index: usize, mixer: &Mixer) -> Result<Layer, Error> {
-        let id = |role| TensorId::layer(index, role);
-        let mixer_norm = self.norm(id(Role::AttnNorm), self.block.norm)?;
-        let mixer = match mixer {
-            Mixer::Attention(spec) => MixerLayer::Attention(self.attention(index, spec)?),
-        };
-        let mlp_norm = self.norm(id(Role::MlpNorm), self.block.norm)?;
-        let bias = |role| self.block.mlp_bias.then_some(id(role));
-        let (gate_bias, up_bias) = (bias(Role::GateBias), bias(Role::UpBias));
-        let down_bias = bias(Role::DownBias);
-        let mlp = match self.block.mlp {
-            Mlp::GatedSilu => MlpLayer::GatedSilu(GatedSilu {
-                gate: self.matrix(id(Role::Gate), gate_bias)?,
-                up: self.matrix(id(Role::Up), up_bias)?,
-                down: self.matrix(id(Role::Down), down_bias)?,
-                ffn: self.ffn,
-            }),
-        };
-        Ok(Layer { mixer_norm, mixer, mlp_norm, mlp })
-    }
-
-    fn attention(&mut self, index: usize, spec: &AttentionSpec) -> Result<Attention, Error> {
-        let id = |role| TensorId::layer(index, role);
-        let qkv_bias = |role| spec.bias.qkv.then_some(id(role));
-        let qk_norm = match spec.qk_norm {
-            QkNorm::None => None,
-            QkNorm::PerHead => {
-                let q_norm = self.norm(id(Role::QNorm), self.block.norm)?;
-                Some((q_norm, self.norm(id(Role::KNorm), self.block.norm)?))
-            }
-        };
-        Ok(Attention {
-            spec: spec.clone(),
-            q: self.matrix(id(Role::Q), qkv_bias(Role::QBias))?,
-            k: self.matrix(id(Role::K), qkv_bias(Role::KBias))?,
-            v: self.matrix(id(Role::V), qkv_bias(Role::VBias))?,
-            o: self.matrix(id(Role::O), spec.bias.o.then_some(id(Role::OBias)))?,
-            qk_norm,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use neuroconv_format::{Codec, DType};
+    use neuroconv_recipes::{Role, TensorId};
 
     use super::*;
     use crate::testing::{Model, dense, spec};
@@ -282,11 +175,6 @@ mod tests {
         out
     }
 
-    fn max_difference(a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len());
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-    }
-
     fn every_storage() -> Vec<(String, Model)> {
         let model = Model::random(spec());
         let dense = [DType::F32, DType::F16, DType::BF16]
@@ -307,7 +195,7 @@ mod tests {
             assert!(at_once.iter().all(|l| l.is_finite()));
             for cuts in [&[1][..], &[16, 17, 33], &every] {
                 let in_pieces = logits(&decoder, &tokens, cuts);
-                assert_eq!(max_difference(&at_once, &in_pieces), 0.0, "{name} {cuts:?}");
+                assert!(at_once == in_pieces, "{name} {cuts:?}");
             }
         }
     }
@@ -379,16 +267,35 @@ mod tests {
         let decoder = Decoder::load(&Model::random(spec())).unwrap();
         let mut cache = decoder.new_cache();
         decoder.hidden(&[3, 4], &mut cache).unwrap();
-        assert!(matches!(decoder.hidden(&[], &mut cache), Err(Error::NoTokens)));
+        assert!(matches!(
+            decoder.hidden(&[], &mut cache),
+            Err(Error::NoTokens)
+        ));
         let range = decoder.hidden(&[0, 50], &mut cache);
-        assert!(matches!(range, Err(Error::TokenRange { token: 50, place: 1, vocab: 50 })));
+        assert!(matches!(
+            range,
+            Err(Error::TokenRange {
+                token: 50,
+                place: 1,
+                vocab: 50
+            })
+        ));
         let long = decoder.hidden(&[0; 63], &mut cache);
-        assert!(matches!(long, Err(Error::Context { asked: 65, limit: 64 })));
+        assert!(matches!(
+            long,
+            Err(Error::Context {
+                asked: 65,
+                limit: 64
+            })
+        ));
         assert_eq!((cache.len(), cache.bytes()), (2, 2 * 2 * 2 * 2 * 8 * 4));
         let mut other = spec();
         other.layers.pop();
         let mut foreign = Decoder::load(&Model::random(other)).unwrap().new_cache();
-        assert!(matches!(decoder.hidden(&[0], &mut foreign), Err(Error::ForeignCache)));
+        assert!(matches!(
+            decoder.hidden(&[0], &mut foreign),
+            Err(Error::ForeignCache)
+        ));
     }
 
     #[test]
@@ -399,17 +306,23 @@ mod tests {
         missing.tensors.remove(&id);
         assert!(matches!(Decoder::load(&missing), Err(Error::NoTensor(found)) if found == id));
         let mut turned = good.clone();
-        turned.tensors.insert(id, dense(DType::F32, vec![48, 72], &[0.0; 48 * 72]));
+        turned
+            .tensors
+            .insert(id, dense(DType::F32, vec![48, 72], &[0.0; 48 * 72]));
         let error = Decoder::load(&turned).unwrap_err();
         assert_eq!(
             error.to_string(),
             "tensor `blk.1.mlp_up` has shape [48, 72], expected [72, 48]"
         );
         let mut bytes = good.clone();
-        bytes.tensors.insert(id, dense(DType::U8, vec![72, 48], &[0.0; 48 * 72]));
+        bytes
+            .tensors
+            .insert(id, dense(DType::U8, vec![72, 48], &[0.0; 48 * 72]));
         assert!(matches!(Decoder::load(&bytes), Err(Error::Codec { .. })));
         let mut short = good;
-        let Tensor::Dense(tensor) = dense(DType::F32, vec![72, 48], &[0.0; 5]) else { return };
+        let Tensor::Dense(tensor) = dense(DType::F32, vec![72, 48], &[0.0; 5]) else {
+            return;
+        };
         short.tensors.insert(id, Tensor::Dense(tensor));
         assert!(matches!(Decoder::load(&short), Err(Error::Codec { .. })));
     }

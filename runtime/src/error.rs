@@ -205,7 +205,9 @@ impl Error {
             Error::Format(error) => error.hint(),
             Error::Recipes(error) => error.hint(),
             Error::Kernels(error) => error.hint(),
-            Error::NotFound { near: Some(near), .. } => Some(format!("did you mean `{near}`?")),
+            Error::NotFound {
+                near: Some(near), ..
+            } => Some(format!("did you mean `{near}`?")),
             Error::NotAFolder { path } => Some(match path.extension().and_then(|e| e.to_str()) {
                 Some("safetensors" | "json") => {
                     "give the folder that holds the file and its `config.json`".to_owned()
@@ -215,9 +217,10 @@ impl Error {
                 }
                 _ => "give a folder with `config.json` and safetensors weights".to_owned(),
             }),
-            Error::NoModel { inside: Some(inside), .. } => {
-                Some(format!("did you mean the folder `{inside}` inside it?"))
-            }
+            Error::NoModel {
+                inside: Some(inside),
+                ..
+            } => Some(format!("did you mean the folder `{inside}` inside it?")),
             Error::NoModel { .. } => Some(
                 "a model is a folder with `config.json` and safetensors weights, or an artifact"
                     .to_owned(),
@@ -225,12 +228,10 @@ impl Error {
             Error::ModelSpec { .. } | Error::Shape { .. } | Error::ExtraTensor { .. } => {
                 Some("convert the model again, this copy is damaged or foreign".to_owned())
             }
-            Error::TokenRange { .. } => {
-                Some("the tokenizer belongs to another model".to_owned())
-            }
-            Error::Context { limit, .. } => {
-                Some(format!("shorten the text or the window to at most {limit} tokens"))
-            }
+            Error::TokenRange { .. } => Some("the tokenizer belongs to another model".to_owned()),
+            Error::Context { limit, .. } => Some(format!(
+                "shorten the text or the window to at most {limit} tokens"
+            )),
             Error::BadLogit { .. } => {
                 Some("the weights hold values that the model cannot run with".to_owned())
             }

@@ -72,10 +72,19 @@ mod tests {
         let mut seen = Vec::new();
         let mut on_token = |token| {
             seen.push(token);
-            if seen.len() == limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if seen.len() == limit {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
-        let found =
-            generate(decoder, &[1, 5, 9], max_tokens, &mut Sampler::greedy(), &mut on_token);
+        let found = generate(
+            decoder,
+            &[1, 5, 9],
+            max_tokens,
+            &mut Sampler::greedy(),
+            &mut on_token,
+        );
         (found.unwrap(), seen)
     }
 
@@ -83,7 +92,10 @@ mod tests {
     fn greedy_tokens_are_those_of_the_whole_text_run_again() {
         let decoder = Decoder::load(&Model::random(spec())).unwrap();
         let (found, seen) = run(&decoder, 12, usize::MAX);
-        assert_eq!((&found.tokens, found.tokens.len(), found.stop), (&seen, 12, Stop::MaxTokens));
+        assert_eq!(
+            (&found.tokens, found.tokens.len(), found.stop),
+            (&seen, 12, Stop::MaxTokens)
+        );
         let mut text = vec![1, 5, 9];
         for token in found.tokens {
             let hidden_td = decoder.hidden(&text, &mut decoder.new_cache()).unwrap();
@@ -100,7 +112,10 @@ mod tests {
         let (all, _) = run(&decoder, 5, usize::MAX);
         assert!(run(&decoder, 0, usize::MAX).0.tokens.is_empty());
         let (stopped, _) = run(&decoder, 5, 2);
-        assert_eq!((&stopped.tokens[..], stopped.stop), (&all.tokens[..2], Stop::Caller));
+        assert_eq!(
+            (&stopped.tokens[..], stopped.stop),
+            (&all.tokens[..2], Stop::Caller)
+        );
 
         model.spec.special.eos = vec![all.tokens[0]];
         let (ended, _) = run(&Decoder::load(&model).unwrap(), 5, usize::MAX);
@@ -112,7 +127,9 @@ mod tests {
         assert_eq!((full.tokens.len(), full.stop), (4, Stop::ContextFull));
         let mut cut = Sampler::greedy();
         let decoder = Decoder::load(&model).unwrap();
-        let long = generate(&decoder, &[1; 7], 1, &mut cut, &mut |_| ControlFlow::Continue(()));
+        let long = generate(&decoder, &[1; 7], 1, &mut cut, &mut |_| {
+            ControlFlow::Continue(())
+        });
         assert!(matches!(long, Err(Error::Context { asked: 7, limit: 6 })));
     }
 
@@ -120,10 +137,17 @@ mod tests {
     fn a_seed_fixes_the_text() {
         let decoder = Decoder::load(&Model::random(spec())).unwrap();
         let text = |seed| {
-            let config = SamplerConfig { temperature: 1.5, top_k: None, top_p: 0.95, seed };
+            let config = SamplerConfig {
+                temperature: 1.5,
+                top_k: None,
+                top_p: 0.95,
+                seed,
+            };
             let mut sampler = Sampler::new(config).unwrap();
             let on_token = &mut |_| ControlFlow::Continue(());
-            generate(&decoder, &[1], 20, &mut sampler, on_token).unwrap().tokens
+            generate(&decoder, &[1], 20, &mut sampler, on_token)
+                .unwrap()
+                .tokens
         };
         assert_eq!(text(4), text(4));
         assert_ne!(text(4), text(5));

@@ -17,6 +17,7 @@ pub mod weights;
 mod attention;
 mod guard;
 mod linear;
+mod load;
 mod mlp;
 mod norm;
 mod ops;

@@ -25,14 +25,20 @@ pub(crate) struct Input<'x> {
 impl<'x> Input<'x> {
     /// `x_tk` as rows of `cols` elements.
     pub(crate) fn new(x_tk: &'x [f32], cols: usize) -> Self {
-        Input { x_tk, t: x_tk.len() / cols, cols, quantized: Vec::new() }
+        Input {
+            x_tk,
+            t: x_tk.len() / cols,
+            cols,
+            quantized: Vec::new(),
+        }
     }
 
     /// Quantized in groups of `group` columns.
     fn quantized(&mut self, group: usize) -> &Activations {
         let known = self.quantized.iter().position(|a| a.group() == group);
         let index = known.unwrap_or_else(|| {
-            self.quantized.push(quantize_activations(self.x_tk, self.t, self.cols, group));
+            self.quantized
+                .push(quantize_activations(self.x_tk, self.t, self.cols, group));
             self.quantized.len() - 1
         });
         &self.quantized[index]
@@ -60,15 +66,13 @@ enum Weight {
 
 impl Linear {
     /// The matrix `tensor`, called `id` in errors, whose shape the caller has checked.
-    pub(crate) fn new(
-        id: TensorId,
-        tensor: Tensor,
-        bias: Option<Vec<f32>>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(id: TensorId, tensor: Tensor, bias: Option<Vec<f32>>) -> Result<Self, Error> {
         let codec = tensor.codec_name();
         let unusable = || Error::Codec { tensor: id, codec };
         let shape = tensor.shape();
-        let &[rows, cols] = shape.as_slice() else { return Err(unusable()) };
+        let &[rows, cols] = shape.as_slice() else {
+            return Err(unusable());
+        };
         let weight = match tensor {
             Tensor::Dense(dense) => {
                 if rows.checked_mul(cols) != Some(dense.len()) {
@@ -88,7 +92,12 @@ impl Linear {
                 Weight::Packed(packed)
             }
         };
-        Ok(Linear { rows, cols, weight, bias })
+        Ok(Linear {
+            rows,
+            cols,
+            weight,
+            bias,
+        })
     }
 
     /// `y[t, rows] = W x + b` for each row of `x`.
@@ -137,6 +146,11 @@ fn aligned(bytes: SharedBytes) -> SharedBytes {
     if bytemuck::try_cast_slice::<u8, f32>(&bytes).is_ok() {
         return bytes;
     }
-    let floats = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let floats = bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect();
     SharedBytes::new(std::sync::Arc::new(Floats(floats)))
 }

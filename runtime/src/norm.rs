@@ -16,7 +16,10 @@ pub(crate) struct RmsNorm {
 
 impl RmsNorm {
     pub(crate) fn new(gain: Vec<f32>, eps: f64) -> Self {
-        RmsNorm { gain, eps: eps as f32 }
+        RmsNorm {
+            gain,
+            eps: eps as f32,
+        }
     }
 
     /// Normalises each row of `x`, rows as long as the gain.
@@ -55,7 +58,10 @@ mod tests {
         let y = norm.of(&x);
         let rms = (169.0_f32 / 3.0).sqrt();
         let expected = [3.0 / rms, -8.0 / rms, -6.0 / rms, 1.0, 2.0, -0.5];
-        assert!(y.iter().zip(expected).all(|(y, e)| (y - e).abs() < 1e-6), "{y:?}");
+        assert!(
+            y.iter().zip(expected).all(|(y, e)| (y - e).abs() < 1e-6),
+            "{y:?}"
+        );
         let damped = RmsNorm::new(vec![1.0], 3.0).of(&[1.0]);
         assert_eq!(damped, [0.5]);
     }

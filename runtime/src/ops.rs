@@ -24,7 +24,10 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         }
         width /= 2;
     }
-    a_rest.iter().zip(b_rest).fold(sums[0], |sum, (a, b)| sum + a * b)
+    a_rest
+        .iter()
+        .zip(b_rest)
+        .fold(sums[0], |sum, (a, b)| sum + a * b)
 }
 
 /// `y += factor · x`.
@@ -36,16 +39,20 @@ pub(crate) fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
 
 /// `y += x`.
 pub(crate) fn add(y: &mut [f32], x: &[f32]) {
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| add_scaled(y, 1.0, x));
+    y.par_chunks_mut(CHUNK)
+        .zip(x.par_chunks(CHUNK))
+        .for_each(|(y, x)| add_scaled(y, 1.0, x));
 }
 
 /// `gate = silu(gate) · up` with `silu(x) = x / (1 + exp(-x))`.
 pub(crate) fn silu_gate(gate: &mut [f32], up: &[f32]) {
-    gate.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(gate, up)| {
-        for (g, u) in gate.iter_mut().zip(up) {
-            *g = *g / (1.0 + (-*g).exp()) * u;
-        }
-    });
+    gate.par_chunks_mut(CHUNK)
+        .zip(up.par_chunks(CHUNK))
+        .for_each(|(gate, up)| {
+            for (g, u) in gate.iter_mut().zip(up) {
+                *g = *g / (1.0 + (-*g).exp()) * u;
+            }
+        });
 }
 
 /// `scores = exp(scores - max) / Σ`. A NaN among them makes all NaN.
@@ -63,6 +70,7 @@ pub(crate) fn softmax(scores: &mut [f32]) {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "sums of small integers are exact")]
 mod tests {
     use super::*;
 
@@ -75,7 +83,11 @@ mod tests {
             assert_eq!(dot(&a, &b), exact);
             let mut y = a.clone();
             add(&mut y, &b);
-            assert!(y.iter().zip(a.iter().zip(&b)).all(|(y, (a, b))| *y == a + b));
+            assert!(
+                y.iter()
+                    .zip(a.iter().zip(&b))
+                    .all(|(y, (a, b))| *y == a + b)
+            );
         }
     }
 
@@ -94,7 +106,10 @@ mod tests {
     fn silu_is_smooth_from_zero_to_identity() {
         let mut gate = [-100.0, 0.0, 1.0, 100.0];
         silu_gate(&mut gate, &[1.0, 1.0, 2.0, 1.0]);
-        assert_eq!((gate[0].abs() < 1e-30, gate[1], gate[3]), (true, 0.0, 100.0));
+        assert_eq!(
+            (gate[0].abs() < 1e-30, gate[1], gate[3]),
+            (true, 0.0, 100.0)
+        );
         assert!((gate[2] - 2.0 * 0.731_058_6).abs() < 1e-6);
     }
 }

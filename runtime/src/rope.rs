@@ -17,8 +17,13 @@ impl Rope {
         let widths = spec.layers.iter().filter_map(|layer| match &layer.mixer {
             Mixer::Attention(attention) => attention.rope.then_some(attention.head_dim),
         });
-        let inv_freq = widths.map(|width| (width, spec.rope.inv_freq(width))).collect();
-        Rope { layout: spec.rope.layout, inv_freq }
+        let inv_freq = widths
+            .map(|width| (width, spec.rope.inv_freq(width)))
+            .collect();
+        Rope {
+            layout: spec.rope.layout,
+            inv_freq,
+        }
     }
 
     /// The rotations of positions `start..start + t`, by head width.
@@ -30,9 +35,16 @@ impl Rope {
             let angles = (start..start + t)
                 .flat_map(|position| inv_freq.iter().map(move |f| f * position as f64));
             let turns_tp = angles.map(|a| (a.cos() as f32, a.sin() as f32)).collect();
-            Rotation { layout: self.layout, turns_tp }
+            Rotation {
+                layout: self.layout,
+                turns_tp,
+            }
         };
-        let by_width = self.inv_freq.iter().map(|(width, f)| (*width, of_width(f))).collect();
+        let by_width = self
+            .inv_freq
+            .iter()
+            .map(|(width, f)| (*width, of_width(f)))
+            .collect();
         Rotations { by_width }
     }
 }
@@ -65,7 +77,10 @@ impl Rotation {
         let turn = |a: &mut f32, b: &mut f32, (cos, sin): (f32, f32)| {
             (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         };
-        for (x_hd, turns) in x_thd.chunks_mut(heads * head_dim).zip(self.turns_tp.chunks(pairs)) {
+        for (x_hd, turns) in x_thd
+            .chunks_mut(heads * head_dim)
+            .zip(self.turns_tp.chunks(pairs))
+        {
             for x_d in x_hd.chunks_mut(head_dim) {
                 match self.layout {
                     RopeLayout::Half => {
@@ -98,14 +113,19 @@ mod tests {
         let head_dim = *rope.inv_freq.keys().next().unwrap();
         let mut x = x_thd.to_vec();
         let rotations = rope.at(start, x.len() / (heads * head_dim));
-        rotations.of(head_dim).unwrap().apply(&mut x, heads, head_dim);
+        rotations
+            .of(head_dim)
+            .unwrap()
+            .apply(&mut x, heads, head_dim);
         x
     }
 
     /// Channel `2i + j` of an interleaved head lies at `i + j·d/2` of a half one.
     fn to_half(x: &[f32], head_dim: usize) -> Vec<f32> {
         let head = |head: &[f32]| -> Vec<f32> {
-            (0..head_dim).map(|c| head[2 * (c % (head_dim / 2)) + c / (head_dim / 2)]).collect()
+            (0..head_dim)
+                .map(|c| head[2 * (c % (head_dim / 2)) + c / (head_dim / 2)])
+                .collect()
         };
         x.chunks(head_dim).flat_map(head).collect()
     }

@@ -21,7 +21,10 @@ impl Pcg32 {
 
     /// The generator of `seed` on stream `stream`, initialised as in the reference code.
     pub fn new(seed: u64, stream: u64) -> Self {
-        let mut rng = Pcg32 { state: 0, increment: (stream << 1) | 1 };
+        let mut rng = Pcg32 {
+            state: 0,
+            increment: (stream << 1) | 1,
+        };
         rng.next_u32();
         rng.state = rng.state.wrapping_add(seed);
         rng.next_u32();
@@ -31,7 +34,9 @@ impl Pcg32 {
     /// The next 32 bits.
     pub fn next_u32(&mut self) -> u32 {
         let old = self.state;
-        self.state = old.wrapping_mul(Self::MULTIPLIER).wrapping_add(self.increment);
+        self.state = old
+            .wrapping_mul(Self::MULTIPLIER)
+            .wrapping_add(self.increment);
         let shifted = (((old >> 18) ^ old) >> 27) as u32;
         shifted.rotate_right((old >> 59) as u32)
     }
@@ -59,7 +64,12 @@ pub struct SamplerConfig {
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        SamplerConfig { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0 }
+        SamplerConfig {
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -73,39 +83,69 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler; errors where a parameter is outside its range.
     pub fn new(config: SamplerConfig) -> Result<Self, Error> {
-        let bad = |name, found: String, expected| Err(Error::Sampling { name, found, expected });
+        let bad = |name, found: String, expected| {
+            Err(Error::Sampling {
+                name,
+                found,
+                expected,
+            })
+        };
         if !(config.temperature.is_finite() && config.temperature >= 0.0) {
-            return bad("temperature", config.temperature.to_string(), "a number of at least 0");
+            return bad(
+                "temperature",
+                config.temperature.to_string(),
+                "a number of at least 0",
+            );
         }
         if !(config.top_p > 0.0 && config.top_p <= 1.0) {
-            return bad("top_p", config.top_p.to_string(), "a number above 0 and at most 1");
+            return bad(
+                "top_p",
+                config.top_p.to_string(),
+                "a number above 0 and at most 1",
+            );
         }
         if config.top_k == Some(0) {
             return bad("top_k", "0".to_owned(), "at least 1");
         }
-        Ok(Sampler { config, rng: Pcg32::new(config.seed, 0) })
+        Ok(Sampler {
+            config,
+            rng: Pcg32::new(config.seed, 0),
+        })
     }
 
     /// Always the most likely token.
     pub fn greedy() -> Self {
         let config = SamplerConfig::default();
-        Sampler { config, rng: Pcg32::new(config.seed, 0) }
+        Sampler {
+            config,
+            rng: Pcg32::new(config.seed, 0),
+        }
     }
 
     /// The next token by `logits` `[vocab]`. Among equals the lowest id comes first. Minus
     /// infinity forbids a token; NaN and infinity are errors.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, Error> {
-        if let Some(token) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
-            return Err(Error::BadLogit { token, value: logits[token] });
+        if let Some(token) = logits
+            .iter()
+            .position(|l| l.is_nan() || *l == f32::INFINITY)
+        {
+            return Err(Error::BadLogit {
+                token,
+                value: logits[token],
+            });
         }
         let best = arg_max(logits).ok_or(Error::NoChoice)?;
         if self.config.temperature == 0.0 {
             return Ok(best as u32);
         }
-        let mut candidates: Vec<usize> =
-            (0..logits.len()).filter(|&i| logits[i] > f32::NEG_INFINITY).collect();
+        let mut candidates: Vec<usize> = (0..logits.len())
+            .filter(|&i| logits[i] > f32::NEG_INFINITY)
+            .collect();
         let likelier = |a: &usize, b: &usize| {
-            logits[*b].partial_cmp(&logits[*a]).unwrap_or(Ordering::Equal).then(a.cmp(b))
+            logits[*b]
+                .partial_cmp(&logits[*a])
+                .unwrap_or(Ordering::Equal)
+                .then(a.cmp(b))
         };
         if let Some(k) = self.config.top_k.filter(|&k| k < candidates.len()) {
             candidates.select_nth_unstable_by(k - 1, likelier);
@@ -164,19 +204,33 @@ mod tests {
     use super::*;
 
     fn config(temperature: f64, top_k: Option<usize>, top_p: f64) -> SamplerConfig {
-        SamplerConfig { temperature, top_k, top_p, seed: 7 }
+        SamplerConfig {
+            temperature,
+            top_k,
+            top_p,
+            seed: 7,
+        }
     }
 
     #[test]
     fn pcg_gives_the_published_numbers() {
         let mut rng = Pcg32::new(42, 54);
         let found: Vec<u32> = (0..6).map(|_| rng.next_u32()).collect();
-        let published =
-            [0xa15c_02b7, 0x7b47_f409, 0xba1d_3330, 0x83d2_f293, 0xbfa4_784b, 0xcbed_606e];
+        let published = [
+            0xa15c_02b7,
+            0x7b47_f409,
+            0xba1d_3330,
+            0x83d2_f293,
+            0xbfa4_784b,
+            0xcbed_606e,
+        ];
         assert_eq!(found, published);
         let mut rng = Pcg32::new(42, 54);
         let unit = rng.next_f64();
-        assert_eq!((unit * (1_u64 << 53) as f64) as u64, 0xa15c_02b7_7b47_f409 >> 11);
+        assert_eq!(
+            (unit * (1_u64 << 53) as f64) as u64,
+            0xa15c_02b7_7b47_f409 >> 11
+        );
     }
 
     #[test]
@@ -195,7 +249,10 @@ mod tests {
             let infinite = sampler.sample(&[f32::INFINITY]);
             assert!(matches!(infinite, Err(Error::BadLogit { token: 0, .. })));
             assert!(matches!(sampler.sample(&[]), Err(Error::NoChoice)));
-            assert!(matches!(sampler.sample(&[f32::NEG_INFINITY; 3]), Err(Error::NoChoice)));
+            assert!(matches!(
+                sampler.sample(&[f32::NEG_INFINITY; 3]),
+                Err(Error::NoChoice)
+            ));
         }
     }
 
@@ -210,7 +267,10 @@ mod tests {
             config(1.0, None, 1.1),
             config(1.0, None, f64::NAN),
         ] {
-            assert!(matches!(Sampler::new(bad), Err(Error::Sampling { .. })), "{bad:?}");
+            assert!(
+                matches!(Sampler::new(bad), Err(Error::Sampling { .. })),
+                "{bad:?}"
+            );
         }
     }
 
@@ -218,7 +278,12 @@ mod tests {
     fn a_seed_fixes_the_tokens_and_another_changes_them() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
         let run = |seed| -> Vec<u32> {
-            let config = SamplerConfig { temperature: 1.0, top_k: None, top_p: 1.0, seed };
+            let config = SamplerConfig {
+                temperature: 1.0,
+                top_k: None,
+                top_p: 1.0,
+                seed,
+            };
             let mut sampler = Sampler::new(config).unwrap();
             (0..32).map(|_| sampler.sample(&logits).unwrap()).collect()
         };
@@ -230,8 +295,10 @@ mod tests {
     fn draws_follow_the_softmax() {
         let probabilities = [0.5_f64, 0.3, 0.15, 0.05];
         let temperature = 0.5;
-        let logits: Vec<f32> =
-            probabilities.iter().map(|p| (p.ln() * temperature) as f32).collect();
+        let logits: Vec<f32> = probabilities
+            .iter()
+            .map(|p| (p.ln() * temperature) as f32)
+            .collect();
         let mut sampler = Sampler::new(config(temperature, None, 1.0)).unwrap();
         let draws = 20_000;
         let mut counts = [0_usize; 4];
@@ -250,8 +317,7 @@ mod tests {
         let logits: Vec<f32> = [0.1_f32, 0.4, 0.3, 0.2].iter().map(|p| p.ln()).collect();
         let seen = |top_k, top_p| -> Vec<u32> {
             let mut sampler = Sampler::new(config(1.0, top_k, top_p)).unwrap();
-            let mut seen: Vec<u32> =
-                (0..500).map(|_| sampler.sample(&logits).unwrap()).collect();
+            let mut seen: Vec<u32> = (0..500).map(|_| sampler.sample(&logits).unwrap()).collect();
             seen.sort_unstable();
             seen.dedup();
             seen

@@ -26,11 +26,16 @@ pub(crate) fn spec() -> ModelSpec {
     let plain = AttentionSpec {
         rope: false,
         qk_norm: QkNorm::None,
-        bias: Biases { qkv: false, o: false },
+        bias: Biases {
+            qkv: false,
+            o: false,
+        },
         window: None,
         ..full.clone()
     };
-    let layer = |attention| LayerSpec { mixer: Mixer::Attention(attention) };
+    let layer = |attention| LayerSpec {
+        mixer: Mixer::Attention(attention),
+    };
     ModelSpec {
         arch: "test".to_owned(),
         hidden: 48,
@@ -51,7 +56,10 @@ pub(crate) fn spec() -> ModelSpec {
             scaling: RopeScaling::None,
         },
         layers: vec![layer(full), layer(plain)],
-        special: SpecialTokens { bos: Some(1), eos: vec![2] },
+        special: SpecialTokens {
+            bos: Some(1),
+            eos: vec![2],
+        },
     }
 }
 
@@ -80,7 +88,10 @@ impl Model {
             };
             (id, dense(DType::F32, shape, &values))
         });
-        Model { tensors: tensors.collect(), spec }
+        Model {
+            tensors: tensors.collect(),
+            spec,
+        }
     }
 
     /// Every matrix in another dense type.
@@ -102,7 +113,11 @@ impl Model {
                 && let &[rows, cols] = t.shape.as_slice()
             {
                 let group = if i % 2 == 0 { 32 } else { 64 };
-                let how = QuantizeSpec { codec, group, threshold: Threshold::Mse };
+                let how = QuantizeSpec {
+                    codec,
+                    group,
+                    threshold: Threshold::Mse,
+                };
                 *tensor = Tensor::Packed(quantize(&t.to_f32(), rows, cols, &how).unwrap().0);
             }
         }
@@ -124,13 +139,19 @@ impl WeightSource for Model {
 pub(crate) fn dense(dtype: DType, shape: Vec<usize>, values: &[f32]) -> Tensor {
     let bytes: Vec<u8> = match dtype {
         DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DType::F16 => {
-            values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()
-        }
-        DType::BF16 => {
-            values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
-        }
+        DType::F16 => values
+            .iter()
+            .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+            .collect(),
+        DType::BF16 => values
+            .iter()
+            .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+            .collect(),
         DType::U8 => values.iter().map(|v| *v as u8).collect(),
     };
-    Tensor::Dense(DenseTensor { dtype, shape, bytes: bytes.into() })
+    Tensor::Dense(DenseTensor {
+        dtype,
+        shape,
+        bytes: bytes.into(),
+    })
 }

@@ -1,10 +1,12 @@
 //! Every golden checkpoint against its reference logits, and damage that must be noticed.
 
+#![expect(clippy::unwrap_used, reason = "a test without its fixtures fails")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use neuroconv_format::{DenseTensor, SafetensorsFile, Tensor};
-use neuroconv_recipes::{Mixer, ModelSpec, RoleKind, Role, RopeLayout, TensorId};
+use neuroconv_recipes::{Mixer, ModelSpec, Role, RoleKind, RopeLayout, TensorId};
 use neuroconv_runtime::{Checkpoint, Decoder, Error, WeightSource};
 
 /// Largest difference of a logit from the reference, both in single precision.
@@ -46,19 +48,44 @@ fn load(dir: &Path) -> Golden {
     let tensors = spec.tensors().into_iter().map(read).collect();
     let file = SafetensorsFile::open(dir.join("golden.safetensors")).unwrap();
     let bytes = |name: &str| {
-        let info = file.tensors().iter().find(|info| info.name == name).unwrap();
+        let info = file
+            .tensors()
+            .iter()
+            .find(|info| info.name == name)
+            .unwrap();
         file.read(info).unwrap()
     };
     let (tokens, logits) = (bytes("tokens"), bytes("logits"));
-    let tokens = tokens.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
-    let logits = logits.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    Golden { name, model: Model { spec, tensors }, tokens, logits }
+    let tokens = tokens
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| i64::from_le_bytes(*b) as u32)
+        .collect();
+    let logits = logits
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect();
+    Golden {
+        name,
+        model: Model { spec, tensors },
+        tokens,
+        logits,
+    }
 }
 
 fn goldens() -> Vec<Golden> {
-    let goldens: Vec<Golden> =
-        neuroconv_fixtures::golden_dirs().iter().map(|dir| load(dir)).collect();
-    assert!(goldens.len() >= 10, "only {} golden checkpoints", goldens.len());
+    let goldens: Vec<Golden> = neuroconv_fixtures::golden_dirs()
+        .iter()
+        .map(|dir| load(dir))
+        .collect();
+    assert!(
+        goldens.len() >= 10,
+        "only {} golden checkpoints",
+        goldens.len()
+    );
     goldens
 }
 
@@ -70,7 +97,10 @@ fn check(golden: &Golden, model: &Model) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", golden.name))?;
     let logits = decoder.logits(&hidden_td);
     assert_eq!(logits.len(), golden.logits.len());
-    let differences = logits.iter().zip(&golden.logits).map(|(a, b)| (a - b).abs());
+    let differences = logits
+        .iter()
+        .zip(&golden.logits)
+        .map(|(a, b)| (a - b).abs());
     let worst = differences.fold(0.0, |worst: f32, d| if d <= worst { worst } else { d });
     if worst <= TOLERANCE {
         Ok(())
@@ -81,8 +111,10 @@ fn check(golden: &Golden, model: &Model) -> Result<(), String> {
 
 #[test]
 fn every_golden_checkpoint_gives_its_reference_logits() {
-    let wrong: Vec<String> =
-        goldens().iter().filter_map(|golden| check(golden, &golden.model).err()).collect();
+    let wrong: Vec<String> = goldens()
+        .iter()
+        .filter_map(|golden| check(golden, &golden.model).err())
+        .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -96,7 +128,10 @@ fn must_be_noticed(what: &str, damage: impl Fn(&mut Model) -> bool) {
         }
         damaged += 1;
         let said = check(&golden, &model).expect_err(&format!("{what} in {}", golden.name));
-        assert!(said.starts_with(&format!("{}: logits differ by", golden.name)), "{what}: {said}");
+        assert!(
+            said.starts_with(&format!("{}: logits differ by", golden.name)),
+            "{what}: {said}"
+        );
     }
     assert!(damaged > 0, "{what} applies to no golden model");
 }
@@ -148,12 +183,19 @@ fn a_key_matrix_in_the_place_of_queries_is_named() {
 /// One element of each kind of norm gain in turn, a hundredth off.
 #[test]
 fn a_norm_gain_that_is_off_is_noticed() {
-    let norms = Role::ALL.into_iter().filter(|role| role.kind() == RoleKind::Norm);
+    let norms = Role::ALL
+        .into_iter()
+        .filter(|role| role.kind() == RoleKind::Norm);
     for role in norms {
         must_be_noticed(role.name(), |model| {
-            let id =
-                if role.is_per_layer() { TensorId::layer(0, role) } else { TensorId::model(role) };
-            let Some(Tensor::Dense(gain)) = model.tensors.get(&id) else { return false };
+            let id = if role.is_per_layer() {
+                TensorId::layer(0, role)
+            } else {
+                TensorId::model(role)
+            };
+            let Some(Tensor::Dense(gain)) = model.tensors.get(&id) else {
+                return false;
+            };
             let mut values = gain.to_f32();
             values[3] *= 1.01;
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -172,10 +214,16 @@ fn a_norm_gain_that_is_off_is_noticed() {
 fn layers_in_another_order_are_noticed() {
     must_be_noticed("layers swapped", |model| {
         let ids: Vec<TensorId> = model.tensors.keys().copied().collect();
-        let swap = |id: TensorId| TensorId { layer: id.layer.map(|l| l ^ 1), ..id };
-        let same = model.spec.layers[0] == model.spec.layers[1];
+        let swap = |id: TensorId| TensorId {
+            layer: id.layer.map(|l| l ^ 1),
+            ..id
+        };
+        let same = model.spec.layers.first() == model.spec.layers.get(1);
         let before = model.tensors.clone();
-        for id in ids.into_iter().filter(|id| same && id.layer.is_some_and(|layer| layer < 2)) {
+        for id in ids
+            .into_iter()
+            .filter(|id| same && id.layer.is_some_and(|layer| layer < 2))
+        {
             model.tensors.insert(id, before[&swap(id)].clone());
         }
         same
@@ -213,6 +261,14 @@ fn copy(dir: &Path, keep: impl Fn(&str) -> bool) -> (tempfile::TempDir, PathBuf)
     (holder, to)
 }
 
+/// An error and what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
 #[test]
 fn a_missing_shard_is_named_with_its_folder() {
     let sharded: Vec<PathBuf> = neuroconv_fixtures::golden_dirs()
@@ -227,8 +283,12 @@ fn a_missing_shard_is_named_with_its_folder() {
                 continue;
             }
             let (_holder, broken) = copy(&dir, |name| name != shard);
-            let said = Checkpoint::open(&broken).unwrap_err().to_string();
-            assert!(said.contains(&shard) && said.contains(&name_of(&dir)), "{said}");
+            let error = Checkpoint::open(&broken).unwrap_err();
+            let said = chain(&error);
+            assert!(
+                said.contains(&shard) && said.contains(&name_of(&dir)),
+                "{said}"
+            );
         }
     }
 }
@@ -241,7 +301,10 @@ fn heads_are_tied_by_their_bytes() {
         let head = checkpoint.tensor(TensorId::model(Role::Head));
         assert_eq!(head.is_err(), checkpoint.spec().tied);
         let dropped = &checkpoint.resolved().dropped;
-        (checkpoint.spec().tied, dropped.iter().any(|d| d.source == "lm_head.weight"))
+        (
+            checkpoint.spec().tied,
+            dropped.iter().any(|d| d.source == "lm_head.weight"),
+        )
     };
     assert_eq!(tied("llama"), (false, false));
     assert_eq!(tied("llama-tied"), (true, false));

@@ -3,11 +3,28 @@
 use minijinja::{Error, ErrorKind};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
-const DAYS: [&str; 7] =
-    ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+const DAYS: [&str; 7] = [
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+];
 
 /// `format` with the codes `%Y %m %d %B %b %A %a %H %M %S %y %j %%` filled in for `now`, in
 /// seconds since 1970 UTC. `%-d` and its like leave out the leading zero.
@@ -29,7 +46,11 @@ pub(super) fn strftime(format: &str, now: u64) -> Result<String, Error> {
             code = chars.next();
         }
         let number = |n: u64, width: usize| {
-            if padded { format!("{n:0width$}") } else { n.to_string() }
+            if padded {
+                format!("{n:0width$}")
+            } else {
+                n.to_string()
+            }
         };
         let text = match code {
             Some('Y') => year.to_string(),
@@ -94,7 +115,11 @@ mod tests {
         let cases = [
             (0, "%Y-%m-%d %H:%M:%S %A", "1970-01-01 00:00:00 Thursday"),
             (951_782_400, "%d %b %Y, %j", "29 Feb 2000, 060"),
-            (1_735_689_599, "%A %-d %B %Y %j %H:%M:%S", "Tuesday 31 December 2024 366 23:59:59"),
+            (
+                1_735_689_599,
+                "%A %-d %B %Y %j %H:%M:%S",
+                "Tuesday 31 December 2024 366 23:59:59",
+            ),
             (4_107_542_400, "%-m/%-d/%y %a 100%%", "3/1/00 Mon 100%"),
         ];
         for (now, format, expected) in cases {

@@ -11,7 +11,10 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 const INDENT_LIMIT: usize = 16;
 
 /// `value` as JSON, on one line unless `indent` is given.
-#[expect(clippy::needless_pass_by_value, reason = "filters take their options by value")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "filters take their options by value"
+)]
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     match indent.map(|n| n.min(INDENT_LIMIT)) {
@@ -33,11 +36,19 @@ fn write(value: &Value, formatter: impl Formatter) -> Result<String, Error> {
 struct OneLine;
 
 impl Formatter for OneLine {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         w.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         w.write_all(if first { b"" } else { b", " })
     }
 

@@ -37,12 +37,17 @@ pub fn chat_prompt(
     messages: &[(&str, &str)],
     add_generation_prompt: bool,
 ) -> Result<String, Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs());
     let config_path = dir.join("tokenizer_config.json");
     let config = side::read_json(&config_path, CONFIG_LIMIT)?.unwrap_or_default();
     let template = find_template(dir, config_path, &config)?;
     let context = context(&config, messages, add_generation_prompt);
-    let failed = |detail| Error::ChatTemplate { path: template.path.clone(), detail };
+    let failed = |detail| Error::ChatTemplate {
+        path: template.path.clone(),
+        detail,
+    };
     quietly(|| render(&template.text, &context, now))
         .map_err(failed)?
         .map_err(|error| failed(describe(&error)))
@@ -62,26 +67,34 @@ fn find_template(
     if let Some(bytes) = side::read_capped(&path, TEMPLATE_LIMIT)? {
         return match String::from_utf8(bytes) {
             Ok(text) => Ok(Template { path, text }),
-            Err(error) => Err(Error::ChatTemplate { path, detail: error.to_string() }),
+            Err(error) => Err(Error::ChatTemplate {
+                path,
+                detail: error.to_string(),
+            }),
         };
     }
     let entry = match config.get("chat_template") {
         Some(serde_json::Value::Array(named)) => {
             let default = named.iter().find(|entry| entry["name"] == "default");
-            default.or(named.first()).and_then(|entry| entry.get("template"))
+            default
+                .or(named.first())
+                .and_then(|entry| entry.get("template"))
         }
         other => other,
     };
     match entry.and_then(serde_json::Value::as_str) {
-        Some(text) if text.len() as u64 <= TEMPLATE_LIMIT => {
-            Ok(Template { path: config_path, text: text.to_owned() })
-        }
+        Some(text) if text.len() as u64 <= TEMPLATE_LIMIT => Ok(Template {
+            path: config_path,
+            text: text.to_owned(),
+        }),
         Some(text) => Err(Error::FileSize {
             path: config_path,
             found: text.len() as u64,
             limit: TEMPLATE_LIMIT,
         }),
-        None => Err(Error::NoChatTemplate { path: dir.to_owned() }),
+        None => Err(Error::NoChatTemplate {
+            path: dir.to_owned(),
+        }),
     }
 }
 
@@ -125,7 +138,9 @@ fn render(
     env.set_unknown_method_callback(unknown_method_callback);
     env.add_filter("tojson", json::tojson);
     env.add_function("raise_exception", raise_exception);
-    env.add_function("strftime_now", move |format: &str| clock::strftime(format, now));
+    env.add_function("strftime_now", move |format: &str| {
+        clock::strftime(format, now)
+    });
     let template = plain_blocks(template);
     let mut prompt = Capped(Vec::new());
     env.template_from_named_str("chat_template", &template)?
@@ -144,9 +159,15 @@ fn plain_blocks(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
+        let Some(length) = rest[start..].find("%}") else {
+            break;
+        };
         let tag = &rest[start..start + length];
-        let tag = match tag.trim_start_matches(['{', '%', '-', '+']).trim_end_matches('-').trim() {
+        let tag = match tag
+            .trim_start_matches(['{', '%', '-', '+'])
+            .trim_end_matches('-')
+            .trim()
+        {
             "generation" => tag.replace("generation", "if true"),
             "endgeneration" => tag.replace("endgeneration", "endif"),
             _ => tag.to_owned(),

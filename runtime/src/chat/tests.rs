@@ -2,7 +2,11 @@ use serde_json::json;
 
 use super::*;
 
-const CHAT: [(&str, &str); 3] = [("system", "Be brief."), ("user", "Hi <b>"), ("assistant", "Yo")];
+const CHAT: [(&str, &str); 3] = [
+    ("system", "Be brief."),
+    ("user", "Hi <b>"),
+    ("assistant", "Yo"),
+];
 
 /// A model folder with this template in `tokenizer_config.json`.
 fn folder(template: &serde_json::Value) -> tempfile::TempDir {
@@ -52,8 +56,16 @@ fn special_tokens_checks_and_python_methods_work() {
         {% if m.content.startswith('stop') %}{% break %}{% endif %}\
         {{ m.role.upper() }}:{{ m.content.split(' ')[-1] }}{{ eos_token }}{% endfor %}\
         {% if tools is not none %}TOOLS{% endif %}";
-    let turns = [("user", "a b"), ("assistant", "c d"), ("user", "stop"), ("assistant", "e")];
-    assert_eq!(prompt(template, &turns, false).unwrap(), "<s>USER:b</s>ASSISTANT:d</s>");
+    let turns = [
+        ("user", "a b"),
+        ("assistant", "c d"),
+        ("user", "stop"),
+        ("assistant", "e"),
+    ];
+    assert_eq!(
+        prompt(template, &turns, false).unwrap(),
+        "<s>USER:b</s>ASSISTANT:d</s>"
+    );
     let error = prompt(template, &CHAT, false).unwrap_err();
     assert!(matches!(error, Error::ChatTemplate { .. }));
     let text = error.to_string();
@@ -62,11 +74,15 @@ fn special_tokens_checks_and_python_methods_work() {
 
 #[test]
 fn json_is_spelled_as_python_spells_it() {
-    let template = "{{ messages[1] | tojson }}|{{ messages[1] | tojson(indent=2) }}|{{ [1, none] | tojson }}";
+    let template =
+        "{{ messages[1] | tojson }}|{{ messages[1] | tojson(indent=2) }}|{{ [1, none] | tojson }}";
     let text = prompt(template, &CHAT, false).unwrap();
     let mut parts = text.split('|');
     let line = parts.next().unwrap();
-    assert!(line.contains("\"content\": \"Hi <b>\"") && line.contains("\", \""), "{line}");
+    assert!(
+        line.contains("\"content\": \"Hi <b>\"") && line.contains("\", \""),
+        "{line}"
+    );
     assert!(parts.next().unwrap().starts_with("{\n  \""));
     assert_eq!(parts.next(), Some("[1, null]"));
 }
@@ -75,8 +91,14 @@ fn json_is_spelled_as_python_spells_it() {
 fn training_marks_are_seen_through() {
     let template = "{% for m in messages %}{%- generation -%}  {{ m.content }}  \
                     {%- endgeneration %};{% endfor %}";
-    assert_eq!(prompt(template, &CHAT, false).unwrap(), "Be brief.;Hi <b>;Yo;");
-    assert_eq!(plain_blocks("{% if x %}a{%endgeneration-%}{% b"), "{% if x %}a{%endif-%}{% b");
+    assert_eq!(
+        prompt(template, &CHAT, false).unwrap(),
+        "Be brief.;Hi <b>;Yo;"
+    );
+    assert_eq!(
+        plain_blocks("{% if x %}a{%endgeneration-%}{% b"),
+        "{% if x %}a{%endif-%}{% b"
+    );
 }
 
 #[test]
@@ -91,7 +113,10 @@ fn the_template_is_found_in_its_places_in_order() {
     let error = chat_prompt(base.path(), &CHAT, true).unwrap_err();
     assert!(matches!(error, Error::NoChatTemplate { .. }) && error.hint().is_some());
     let empty = tempfile::tempdir().unwrap();
-    assert!(matches!(chat_prompt(empty.path(), &CHAT, true), Err(Error::NoChatTemplate { .. })));
+    assert!(matches!(
+        chat_prompt(empty.path(), &CHAT, true),
+        Err(Error::NoChatTemplate { .. })
+    ));
 }
 
 #[test]
@@ -104,16 +129,29 @@ fn dates_are_filled_in() {
 
 #[test]
 fn hostile_templates_end_in_errors() {
-    let nested_loops = "{% for a in range(90000) %}{% for b in range(90000) %}{{ a }}{% endfor %}{% endfor %}";
+    let nested_loops =
+        "{% for a in range(90000) %}{% for b in range(90000) %}{{ a }}{% endfor %}{% endfor %}";
     let endless = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
     let long = "{% for a in range(900) %}{{ 'x' * 1000000 }}{% endfor %}";
     let overflow = "{{ ([1] * 9223372036854775807 * 9) | length }}";
     let includes = "{% include '/etc/passwd' %}";
     let unknown = "{{ messages.__class__ }}{{ nothing.here.at_all }}";
-    let deep = format!("{}1{}", "{{ (".repeat(1), "(".repeat(20_000));
-    for template in [nested_loops, endless, long, overflow, includes, unknown, "{% if %}", &deep] {
+    let deep = format!("{{{{ {}1", "(".repeat(20_000));
+    for template in [
+        nested_loops,
+        endless,
+        long,
+        overflow,
+        includes,
+        unknown,
+        "{% if %}",
+        &deep,
+    ] {
         let error = prompt(template, &CHAT, true).unwrap_err();
-        assert!(matches!(error, Error::ChatTemplate { .. }), "{template:.40}");
+        assert!(
+            matches!(error, Error::ChatTemplate { .. }),
+            "{template:.40}"
+        );
     }
     let oversized = prompt(&" ".repeat(TEMPLATE_LIMIT as usize + 1), &CHAT, true);
     assert!(matches!(oversized, Err(Error::FileSize { .. })));

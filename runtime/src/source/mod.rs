@@ -27,21 +27,36 @@ impl Checkpoint {
         let files = CheckpointFiles::open(dir)?;
         let tensors: Vec<SourceTensor> = files
             .tensors()
-            .map(|info| SourceTensor { name: info.name.clone(), shape: info.shape.clone() })
+            .map(|info| SourceTensor {
+                name: info.name.clone(),
+                shape: info.shape.clone(),
+            })
             .collect();
         let mut resolved = resolve(files.config(), files.generation_config(), &tensors)?;
         let name_of = |resolved: &Resolved, role| {
-            let slot = resolved.slots.iter().find(|slot| slot.id == TensorId::model(role));
+            let slot = resolved
+                .slots
+                .iter()
+                .find(|slot| slot.id == TensorId::model(role));
             slot.map(|slot| slot.source.clone())
         };
-        if let (Some(embed), Some(head)) =
-            (name_of(&resolved, Role::Embed), name_of(&resolved, Role::Head))
-            && same_bytes(&files, &embed, &head)?
+        if let (Some(embed), Some(head)) = (
+            name_of(&resolved, Role::Embed),
+            name_of(&resolved, Role::Head),
+        ) && same_bytes(&files, &embed, &head)?
         {
             resolved.tie_head();
         }
-        let names = resolved.slots.iter().map(|slot| (slot.id, slot.source.clone())).collect();
-        Ok(Checkpoint { files, resolved, names })
+        let names = resolved
+            .slots
+            .iter()
+            .map(|slot| (slot.id, slot.source.clone()))
+            .collect();
+        Ok(Checkpoint {
+            files,
+            resolved,
+            names,
+        })
     }
 
     /// What the checkpoint was resolved to.
@@ -69,7 +84,9 @@ impl WeightSource for Checkpoint {
 /// Whether two tensors of a checkpoint have the same element type and bytes. Reads no more than
 /// up to the first difference.
 fn same_bytes(files: &CheckpointFiles, a: &str, b: &str) -> Result<bool, Error> {
-    let (Some(info_a), Some(info_b)) = (files.info(a), files.info(b)) else { return Ok(false) };
+    let (Some(info_a), Some(info_b)) = (files.info(a), files.info(b)) else {
+        return Ok(false);
+    };
     if info_a.dtype != info_b.dtype || info_a.shape != info_b.shape {
         return Ok(false);
     }
@@ -102,7 +119,10 @@ impl Span {
             if let Some(info) = weights.tensors().iter().find(|info| info.name == name) {
                 let mut file = fs_err::File::open(&path)?;
                 file.seek(SeekFrom::Start(info.range.start))?;
-                return Ok(Some(Span { file, left: info.size_bytes() }));
+                return Ok(Some(Span {
+                    file,
+                    left: info.size_bytes(),
+                }));
             }
         }
         Ok(None)
@@ -128,20 +148,36 @@ impl PackedModel {
     /// Opens the artifact folder `dir`; `validate` says how much of its bytes is checked.
     pub fn open(dir: &Path, validate: Validate) -> Result<Self, Error> {
         let artifact = Artifact::open(dir, validate)?;
-        let spec: ModelSpec = serde_json::from_value(artifact.manifest().model.clone())
-            .map_err(|error| Error::ModelSpec { path: dir.to_owned(), detail: error.to_string() })?;
+        let spec: ModelSpec =
+            serde_json::from_value(artifact.manifest().model.clone()).map_err(|error| {
+                Error::ModelSpec {
+                    path: dir.to_owned(),
+                    detail: error.to_string(),
+                }
+            })?;
         spec.validate()?;
         let shapes: BTreeMap<TensorId, Vec<usize>> = spec.tensors().into_iter().collect();
         for (id, expected) in &shapes {
             let found = artifact.tensor(&id.to_string())?.shape();
             if found != *expected {
-                return Err(Error::Shape { tensor: *id, expected: expected.clone(), found });
+                return Err(Error::Shape {
+                    tensor: *id,
+                    expected: expected.clone(),
+                    found,
+                });
             }
         }
         for record in &artifact.manifest().tensors {
-            if !record.name.parse().is_ok_and(|id: TensorId| shapes.contains_key(&id)) {
+            if !record
+                .name
+                .parse()
+                .is_ok_and(|id: TensorId| shapes.contains_key(&id))
+            {
                 let tensor = record.name.clone();
-                return Err(Error::ExtraTensor { path: dir.to_owned(), tensor });
+                return Err(Error::ExtraTensor {
+                    path: dir.to_owned(),
+                    tensor,
+                });
             }
         }
         Ok(PackedModel { artifact, spec })
@@ -186,12 +222,16 @@ pub fn open_source(path: &Path) -> Result<Source, Error> {
     }
     let path = path.to_owned();
     match fs_err::metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(Error::NotFound { near: near_sibling(&path), path })
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NotFound {
+            near: near_sibling(&path),
+            path,
+        }),
         Err(error) => Err(error.into()),
         Ok(metadata) if !metadata.is_dir() => Err(Error::NotAFolder { path }),
-        Ok(_) => Err(Error::NoModel { inside: model_inside(&path), path }),
+        Ok(_) => Err(Error::NoModel {
+            inside: model_inside(&path),
+            path,
+        }),
     }
 }
 
@@ -223,9 +263,13 @@ impl WeightSource for Source {
 
 /// The folders in `dir`, sorted by name.
 fn folders(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs_err::read_dir(dir) else { return Vec::new() };
-    let mut folders: Vec<PathBuf> =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()).collect();
+    let Ok(entries) = fs_err::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut folders: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_dir())
+        .collect();
     folders.sort();
     folders
 }
@@ -233,9 +277,15 @@ fn folders(dir: &Path) -> Vec<PathBuf> {
 /// The folder beside `path` whose name is most like it.
 fn near_sibling(path: &Path) -> Option<String> {
     let parent = path.parent()?;
-    let dir = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let dir = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
     let folders = folders(dir);
-    let names = folders.iter().filter_map(|folder| folder.file_name()?.to_str());
+    let names = folders
+        .iter()
+        .filter_map(|folder| folder.file_name()?.to_str());
     let name = near(path.file_name()?.to_str()?, names)?;
     Some(parent.join(name).display().to_string())
 }
@@ -248,3 +298,6 @@ fn model_inside(path: &Path) -> Option<String> {
     let only = models.next().filter(|_| models.next().is_none())?;
     Some(only.display().to_string())
 }
+
+#[cfg(test)]
+mod tests;

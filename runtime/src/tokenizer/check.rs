@@ -10,22 +10,17 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::parts::{Fault, Growth, decoder_growth, normalizer_growth, pre_tokenizer_growth};
 use crate::Error;
 
 /// Ids above this are no vocabulary.
 const ID_LIMIT: u64 = 1 << 24;
-/// Bytes of one regular expression.
-const REGEX_LIMIT: usize = 64 << 10;
-/// Open parentheses inside each other in one regular expression.
-const REGEX_DEPTH: usize = 32;
-/// Bytes of a text that a step inserts.
-const INSERT_LIMIT: usize = 64;
 /// Bytes of an added token.
 const ADDED_LIMIT: usize = 4096;
 /// Sequences inside each other.
 const DEPTH: usize = 4;
 /// Steps of one sequence, pieces of one template.
-const STEPS: usize = 64;
+pub(super) const STEPS: usize = 64;
 /// Bytes that one byte of text may become before it is cut into tokens.
 const GROWTH_LIMIT: usize = 64;
 
@@ -52,15 +47,30 @@ pub(super) fn check(path: &Path, file: Value) -> Result<Checked, Error> {
 
     let ids = check.model(&model)?;
     let added_ids = check.added(&added, &ids)?;
-    let growth = check.steps("normalizer", "normalizers", &normalizer, DEPTH, normalizer_growth)?;
-    let further =
-        check.steps("pre_tokenizer", "pretokenizers", &pre_tokenizer, DEPTH, pre_tokenizer_growth)?;
+    let growth = check.steps(
+        "normalizer",
+        "normalizers",
+        &normalizer,
+        DEPTH,
+        normalizer_growth,
+    )?;
+    let further = check.steps(
+        "pre_tokenizer",
+        "pretokenizers",
+        &pre_tokenizer,
+        DEPTH,
+        pre_tokenizer_growth,
+    )?;
     if growth.saturating_mul(further) > GROWTH_LIMIT {
         let problem = format!("could make the text more than {GROWTH_LIMIT} times as long");
         return Err(check.bad("the normalizer", &problem));
     }
     check.steps("decoder", "decoders", &decoder, DEPTH, decoder_growth)?;
-    let vocab_size = ids.values().chain(added_ids.values()).max().map_or(0, |id| id + 1) as usize;
+    let vocab_size = ids
+        .values()
+        .chain(added_ids.values())
+        .max()
+        .map_or(0, |id| id + 1) as usize;
     check.post_processor("post_processor", &mut post_processor, vocab_size, DEPTH)?;
     let json = json!({
         "version": "1.0",
@@ -73,126 +83,15 @@ pub(super) fn check(path: &Path, file: Value) -> Result<Checked, Error> {
         "decoder": decoder,
         "model": model,
     });
-    let added = added_ids.into_iter().map(|(content, id)| (content.to_owned(), id)).collect();
-    Ok(Checked { json, added, vocab_size })
-}
-
-/// What one step does to the length of a text, or what is wrong with it.
-type Growth = Result<usize, Fault>;
-
-/// What is wrong with one part.
-enum Fault {
-    /// A kind of part that is not on the list.
-    Unsupported(String),
-    /// A part that contradicts itself or a limit.
-    Bad(String),
-}
-
-impl Fault {
-    fn bad(problem: impl Into<String>) -> Self {
-        Fault::Bad(problem.into())
-    }
-}
-
-fn normalizer_growth(kind: &str, step: &Map<String, Value>) -> Growth {
-    match kind {
-        "NFC" | "NFD" => Ok(3),
-        "NFKC" | "NFKD" => Ok(11),
-        "Lowercase" | "ByteLevel" => Ok(2),
-        "Strip" | "StripAccents" => Ok(1),
-        "Prepend" => inserted(step, "prepend").map(|_| 1),
-        "Replace" => replace_growth(step),
-        other => Err(Fault::Unsupported(other.to_owned())),
-    }
-}
-
-fn pre_tokenizer_growth(kind: &str, step: &Map<String, Value>) -> Growth {
-    match kind {
-        "ByteLevel" => Ok(2),
-        "Metaspace" => one_char(step, "replacement").map(char::len_utf8),
-        "Digits" | "Punctuation" | "Whitespace" | "WhitespaceSplit" => Ok(1),
-        "Split" => pattern(step).map(|_| 1),
-        other => Err(Fault::Unsupported(other.to_owned())),
-    }
-}
-
-fn decoder_growth(kind: &str, step: &Map<String, Value>) -> Growth {
-    match kind {
-        "ByteLevel" | "ByteFallback" | "Fuse" => Ok(1),
-        "Metaspace" => one_char(step, "replacement").map(|_| 1),
-        "Replace" => replace_growth(step).map(|_| 1),
-        "Strip" => {
-            one_char(step, "content")?;
-            let count = |name| step.get(name).and_then(Value::as_u64);
-            match (count("start"), count("stop")) {
-                (Some(start), Some(0)) if start <= STEPS as u64 => Ok(1),
-                _ => Err(Fault::bad("strips more than a few characters at the start")),
-            }
-        }
-        other => Err(Fault::Unsupported(other.to_owned())),
-    }
-}
-
-/// Bytes that a byte may become: the inserted text stands for at least one matched byte, and a
-/// pattern that matches nothing inserts beside each byte.
-fn replace_growth(step: &Map<String, Value>) -> Growth {
-    let content = inserted(step, "content")?;
-    let matched = pattern(step)?;
-    Ok(match matched {
-        Some(bytes) => content.len().div_ceil(bytes).max(1),
-        None => content.len() + 1,
+    let added = added_ids
+        .into_iter()
+        .map(|(content, id)| (content.to_owned(), id))
+        .collect();
+    Ok(Checked {
+        json,
+        added,
+        vocab_size,
     })
-}
-
-/// Bytes of the literal text that the step's pattern matches, `None` for a regular expression.
-fn pattern(step: &Map<String, Value>) -> Result<Option<usize>, Fault> {
-    let object = step.get("pattern").and_then(Value::as_object);
-    let entry = object.filter(|o| o.len() == 1).and_then(|o| o.iter().next());
-    match entry.map(|(kind, text)| (kind.as_str(), text.as_str())) {
-        Some(("String", Some(text))) if !text.is_empty() && text.len() <= REGEX_LIMIT => {
-            Ok(Some(text.len()))
-        }
-        Some(("Regex", Some(text))) if text.len() > REGEX_LIMIT => {
-            Err(Fault::bad(format!("has a pattern of more than {REGEX_LIMIT} bytes")))
-        }
-        Some(("Regex", Some(text))) if regex_depth(text) > REGEX_DEPTH => {
-            Err(Fault::bad(format!("has a pattern nested deeper than {REGEX_DEPTH}")))
-        }
-        Some(("Regex", Some(text))) if !text.is_empty() => Ok(None),
-        _ => Err(Fault::bad("has no usable pattern")),
-    }
-}
-
-/// An upper bound of the nesting of a regular expression.
-fn regex_depth(text: &str) -> usize {
-    let (mut depth, mut deepest, mut escaped) = (0_usize, 0, false);
-    for c in text.chars() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '(' | '[' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            ')' | ']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
-fn inserted<'s>(step: &'s Map<String, Value>, name: &str) -> Result<&'s str, Fault> {
-    let text = step.get(name).and_then(Value::as_str);
-    text.filter(|text| text.len() <= INSERT_LIMIT)
-        .ok_or_else(|| Fault::bad(format!("needs a `{name}` of at most {INSERT_LIMIT} bytes")))
-}
-
-fn one_char(step: &Map<String, Value>, name: &str) -> Result<char, Fault> {
-    let mut chars = step.get(name).and_then(Value::as_str).unwrap_or_default().chars();
-    match (chars.next(), chars.next()) {
-        (Some(c), None) => Ok(c),
-        _ => Err(Fault::bad(format!("needs a `{name}` of one character"))),
-    }
 }
 
 /// The kind and the members of a step.
@@ -230,15 +129,13 @@ impl Check<'_> {
     }
 
     /// The step `value`, `None` where the part is absent.
-    fn step<'s>(
-        &self,
-        place: &str,
-        value: &'s Value,
-    ) -> Result<Option<Step<'s>>, Error> {
+    fn step<'s>(&self, place: &str, value: &'s Value) -> Result<Option<Step<'s>>, Error> {
         if value.is_null() {
             return Ok(None);
         }
-        let step = value.as_object().ok_or_else(|| self.bad(place, "is not an object"))?;
+        let step = value
+            .as_object()
+            .ok_or_else(|| self.bad(place, "is not an object"))?;
         let kind = step.get("type").and_then(Value::as_str);
         let kind = kind.ok_or_else(|| self.bad(place, "has no `type`"))?;
         Ok(Some((kind, step)))
@@ -253,7 +150,9 @@ impl Check<'_> {
         depth: usize,
         growth: fn(&str, &Map<String, Value>) -> Growth,
     ) -> Result<usize, Error> {
-        let Some((kind, step)) = self.step(place, value)? else { return Ok(1) };
+        let Some((kind, step)) = self.step(place, value)? else {
+            return Ok(1);
+        };
         if kind != "Sequence" {
             return growth(kind, step).map_err(|fault| self.fault(place, fault));
         }
@@ -284,7 +183,9 @@ impl Check<'_> {
     /// The vocabulary of a byte-pair model whose merges all lie in it.
     fn model<'v>(&self, model: &'v Value) -> Result<Ids<'v>, Error> {
         let place = "the model";
-        let model = model.as_object().ok_or_else(|| self.bad(place, "is missing"))?;
+        let model = model
+            .as_object()
+            .ok_or_else(|| self.bad(place, "is missing"))?;
         match model.get("type").map(|kind| kind.as_str().unwrap_or("?")) {
             Some("BPE") | None => {}
             Some(other) => return Err(self.unsupported(place, other)),
@@ -316,7 +217,9 @@ impl Check<'_> {
     }
 
     fn merges(&self, merges: &Value, ids: &Ids<'_>) -> Result<(), Error> {
-        let merges = merges.as_array().ok_or_else(|| self.bad("the model", "has no `merges`"))?;
+        let merges = merges
+            .as_array()
+            .ok_or_else(|| self.bad("the model", "has no `merges`"))?;
         for (i, merge) in merges.iter().enumerate() {
             let pair = match merge {
                 Value::String(text) => text.split_once(' ').filter(|(_, b)| !b.contains(' ')),
@@ -382,7 +285,9 @@ impl Check<'_> {
         vocab_size: usize,
         depth: usize,
     ) -> Result<(), Error> {
-        let Some((kind, step)) = self.step(place, value)? else { return Ok(()) };
+        let Some((kind, step)) = self.step(place, value)? else {
+            return Ok(());
+        };
         match kind {
             "ByteLevel" => return Ok(()),
             "Sequence" => {
@@ -413,12 +318,20 @@ impl Check<'_> {
         let pieces = pieces.ok_or_else(|| self.bad(place, "has no list `single`"))?;
         let mut texts = 0;
         for piece in pieces {
-            let text = piece.get("Sequence").and_then(|s| s.get("id")).and_then(Value::as_str);
-            let token = piece.get("SpecialToken").and_then(|s| s.get("id")).and_then(Value::as_str);
+            let text = piece
+                .get("Sequence")
+                .and_then(|s| s.get("id"))
+                .and_then(Value::as_str);
+            let token = piece
+                .get("SpecialToken")
+                .and_then(|s| s.get("id"))
+                .and_then(Value::as_str);
             match (text, token) {
                 (Some("A"), None) => texts += 1,
                 (None, Some(token)) => {
-                    let entry = step.get("special_tokens").and_then(|tokens| tokens.get(token));
+                    let entry = step
+                        .get("special_tokens")
+                        .and_then(|tokens| tokens.get(token));
                     if !entry.is_some_and(|entry| is_special_token(entry, vocab_size)) {
                         let problem = format!("uses `{token}`, which it does not define");
                         return Err(self.bad(place, &problem));
@@ -437,8 +350,12 @@ impl Check<'_> {
 /// Whether a template's special token has as many ids as names, all inside the vocabulary.
 fn is_special_token(entry: &Value, vocab_size: usize) -> bool {
     let list = |name| entry.get(name).and_then(Value::as_array);
-    let (Some(ids), Some(tokens)) = (list("ids"), list("tokens")) else { return false };
+    let (Some(ids), Some(tokens)) = (list("ids"), list("tokens")) else {
+        return false;
+    };
     ids.len() == tokens.len()
         && (1..=STEPS).contains(&ids.len())
-        && ids.iter().all(|id| id.as_u64().is_some_and(|id| id < vocab_size as u64))
+        && ids
+            .iter()
+            .all(|id| id.as_u64().is_some_and(|id| id < vocab_size as u64))
 }

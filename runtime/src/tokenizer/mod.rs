@@ -1,10 +1,11 @@
 //! Text to token ids and back, by a model's `tokenizer.json`.
 //!
 //! Owns the limits on the file, the boundary around the `tokenizers` crate and the streaming of
-//! text. Which parts of a tokenizer are accepted stands in `check`. Padding and truncation
+//! text. Which tokenizers are accepted stands in `check` and `parts`. Padding and truncation
 //! settings are ignored: they belong to training, not to running.
 
 mod check;
+mod parts;
 mod stream;
 
 use std::fmt;
@@ -34,7 +35,12 @@ pub struct TextTokenizer {
 
 impl fmt::Debug for TextTokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TextTokenizer({}, {} ids)", self.path.display(), self.vocab_size)
+        write!(
+            f,
+            "TextTokenizer({}, {} ids)",
+            self.path.display(),
+            self.vocab_size
+        )
     }
 }
 
@@ -45,7 +51,10 @@ impl TextTokenizer {
         let file = side::read_json(&path, TOKENIZER_LIMIT)?
             .ok_or_else(|| Error::MissingFile { path: path.clone() })?;
         let checked = check::check(&path, file)?;
-        let failed = |detail| Error::TokenizerFailed { path: path.clone(), detail };
+        let failed = |detail| Error::TokenizerFailed {
+            path: path.clone(),
+            detail,
+        };
         let inner = quietly(|| Tokenizer::from_bytes(checked.json.to_string()))
             .map_err(failed)?
             .map_err(|error| failed(error.to_string()))?;
@@ -60,8 +69,15 @@ impl TextTokenizer {
             }
         }
         let config = side::read_json(&dir.join("tokenizer_config.json"), CONFIG_LIMIT)?;
-        let bos = config.as_ref().and_then(|config| wanted_bos(config, &inner));
-        Ok(TextTokenizer { path, inner, vocab_size: checked.vocab_size, bos })
+        let bos = config
+            .as_ref()
+            .and_then(|config| wanted_bos(config, &inner));
+        Ok(TextTokenizer {
+            path,
+            inner,
+            vocab_size: checked.vocab_size,
+            bos,
+        })
     }
 
     /// One more than the largest id that the tokenizer can give.
@@ -100,9 +116,15 @@ impl TextTokenizer {
             .map_err(|error| self.failed(error.to_string()))
     }
 
-    /// Decodes ids as they come.
+    /// Decodes ids as they come, from the start of a text.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
+        self.stream_after(&[])
+    }
+
+    /// Decodes ids as they come after those of `before`, whose text is not given out. A first
+    /// word keeps the space that it would lose at the start of a text.
+    pub fn stream_after(&self, before: &[u32]) -> TextStream<'_> {
+        TextStream::new(self, before)
     }
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
@@ -113,7 +135,10 @@ impl TextTokenizer {
     }
 
     fn failed(&self, detail: String) -> Error {
-        Error::TokenizerFailed { path: self.path.clone(), detail }
+        Error::TokenizerFailed {
+            path: self.path.clone(),
+            detail,
+        }
     }
 }
 

@@ -20,8 +20,13 @@ pub struct TextStream<'t> {
 }
 
 impl<'t> TextStream<'t> {
-    pub(super) fn new(tokenizer: &'t TextTokenizer) -> Self {
-        TextStream { tokenizer, ids: Vec::new(), given: 0 }
+    pub(super) fn new(tokenizer: &'t TextTokenizer, before: &[u32]) -> Self {
+        let ids = before[before.len().saturating_sub(MAX_HELD)..].to_vec();
+        TextStream {
+            tokenizer,
+            given: ids.len(),
+            ids,
+        }
     }
 
     /// Adds one token; the text that is complete now, often none.

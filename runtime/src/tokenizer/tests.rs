@@ -12,8 +12,10 @@ fn byte_level() -> Value {
         next += u32::from(!printable(b));
         char::from_u32(stand_in).unwrap().to_string()
     });
-    let mut vocab: serde_json::Map<String, Value> =
-        letters.enumerate().map(|(id, token)| (token, json!(id))).collect();
+    let mut vocab: serde_json::Map<String, Value> = letters
+        .enumerate()
+        .map(|(id, token)| (token, json!(id)))
+        .collect();
     for token in ["he", "ll", "hell", "hello", "Ġw"] {
         let id = vocab.len();
         vocab.insert(token.to_owned(), json!(id));
@@ -115,9 +117,18 @@ fn a_missing_begin_token_is_added_only_where_the_configuration_says_so() {
     let mut file = byte_level();
     file["post_processor"] = Value::Null;
     for (config, bos) in [
-        (json!({ "add_bos_token": true, "bos_token": "<|begin|>" }), Some(261)),
-        (json!({ "add_bos_token": true, "bos_token": { "content": "<|end|>" } }), Some(262)),
-        (json!({ "add_bos_token": false, "bos_token": "<|begin|>" }), None),
+        (
+            json!({ "add_bos_token": true, "bos_token": "<|begin|>" }),
+            Some(261),
+        ),
+        (
+            json!({ "add_bos_token": true, "bos_token": { "content": "<|end|>" } }),
+            Some(262),
+        ),
+        (
+            json!({ "add_bos_token": false, "bos_token": "<|begin|>" }),
+            None,
+        ),
         (json!({ "bos_token": "<|begin|>" }), None),
     ] {
         let tokenizer = open(&file, Some(config)).unwrap();
@@ -142,8 +153,50 @@ fn streamed_text_is_whole_characters_and_adds_up() {
     }
     pieces.push(stream.finish().unwrap());
     assert_eq!(pieces.concat(), text);
-    assert!(pieces.iter().all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER)));
+    assert!(
+        pieces
+            .iter()
+            .all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER))
+    );
     assert!(pieces.iter().any(|piece| piece == "🌍"));
+}
+
+/// A tokenizer in the style of Llama 2: spaces as `▁`, one put in front, taken off in decoding.
+fn spaces_as_letters() -> Value {
+    let tokens = ["<unk>", "▁", "a", "b", "▁a", "▁b"];
+    let vocab: serde_json::Map<String, Value> = tokens
+        .iter()
+        .enumerate()
+        .map(|(id, token)| ((*token).to_owned(), json!(id)))
+        .collect();
+    json!({
+        "version": "1.0",
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": "▁" },
+            { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+        ] },
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" },
+            { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": { "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+                   "vocab": vocab, "merges": [["▁", "a"], ["▁", "b"]] },
+    })
+}
+
+#[test]
+fn a_stream_that_continues_a_text_keeps_the_first_space() {
+    let tokenizer = open(&spaces_as_letters(), None).unwrap();
+    let ids = tokenizer.encode_plain("a b ab").unwrap();
+    assert_eq!(ids, [4, 5, 4, 3]);
+    let text = |mut stream: TextStream<'_>, ids: &[u32]| -> String {
+        ids.iter().map(|&id| stream.push(id).unwrap()).collect()
+    };
+    assert_eq!(text(tokenizer.stream(), &ids), "a b ab");
+    assert_eq!(text(tokenizer.stream_after(&ids[..1]), &ids[1..]), " b ab");
+    assert_eq!(text(tokenizer.stream(), &ids[1..]), "b ab");
 }
 
 #[test]
@@ -164,12 +217,11 @@ fn broken_bytes_are_given_out_as_replacement_characters_at_last() {
 
 #[test]
 fn files_that_contradict_themselves_are_refused_with_the_place() {
-    let deep = (0..9).fold(json!({ "type": "NFC" }), |inner, _| {
-        json!({ "type": "Sequence", "normalizers": [inner] })
-    });
-    let replace = |pattern: Value, content: &str| {
-        json!({ "type": "Replace", "pattern": pattern, "content": content })
-    };
+    let deep = (0..9).fold(
+        json!({ "type": "NFC" }),
+        |inner, _| json!({ "type": "Sequence", "normalizers": [inner] }),
+    );
+    let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
     let long = "x".repeat(65);
     let nested_regex = format!("{}a{}", "(".repeat(500), ")".repeat(500));
     let cases = [
@@ -181,50 +233,125 @@ fn files_that_contradict_themselves_are_refused_with_the_place() {
         (with("/model/merges/1", json!(["l"])), "merge 1"),
         (with("/model/merges", json!(7)), "the model"),
         (with("/model/vocab", json!({})), "merge 0"),
-        (with("/model/vocab/he", json!(4_294_967_295_u32)), "token `he`"),
+        (
+            with("/model/vocab/he", json!(4_294_967_295_u32)),
+            "token `he`",
+        ),
         (with("/model/vocab/he", json!(0)), "shares its id"),
         (with("/model/vocab/he", json!(-1)), "token `he`"),
         (with("/model/vocab/he", json!(1.5)), "token `he`"),
         (with("/model/unk_token", json!("<unk>")), "`unk_token`"),
-        (with("/added_tokens/0/id", json!(4_294_967_295_u32)), "added token 0"),
-        (with("/added_tokens/0/id", json!(3)), "added token `<|begin|>`"),
-        (with("/added_tokens/1/id", json!(261)), "added token `<|end|>`"),
-        (with("/added_tokens/1/id", json!(270)), "added token `<|end|>`"),
+        (
+            with("/added_tokens/0/id", json!(4_294_967_295_u32)),
+            "added token 0",
+        ),
+        (
+            with("/added_tokens/0/id", json!(3)),
+            "added token `<|begin|>`",
+        ),
+        (
+            with("/added_tokens/1/id", json!(261)),
+            "added token `<|end|>`",
+        ),
+        (
+            with("/added_tokens/1/id", json!(270)),
+            "added token `<|end|>`",
+        ),
         (with("/added_tokens/0/content", json!("")), "added token 0"),
-        (with("/added_tokens/1/content", json!("<|begin|>")), "added token `<|begin|>`"),
+        (
+            with("/added_tokens/1/content", json!("<|begin|>")),
+            "added token `<|begin|>`",
+        ),
         (with("/added_tokens", json!("x")), "`added_tokens`"),
         (with("/normalizer", deep), "deeply nested"),
         (with("/normalizer", json!("NFC")), "normalizer"),
-        (with("/normalizer", json!({ "type": "Sequence" })), "normalizers"),
-        (with("/normalizer", json!({ "type": "Prepend", "prepend": long })), "normalizer"),
-        (with("/normalizer", replace(json!({ "String": "" }), "a")), "normalizer"),
-        (with("/normalizer", replace(json!({ "String": "a" }), &long)), "normalizer"),
-        (with("/normalizer", replace(json!({ "Regex": nested_regex }), "a")), "nested"),
-        (with("/normalizer", replace(json!({ "Glob": "a" }), "a")), "normalizer"),
         (
-            with("/normalizer", json!({ "type": "Sequence", "normalizers": [
+            with("/normalizer", json!({ "type": "Sequence" })),
+            "normalizers",
+        ),
+        (
+            with("/normalizer", json!({ "type": "Prepend", "prepend": long })),
+            "normalizer",
+        ),
+        (
+            with("/normalizer", replace(json!({ "String": "" }), "a")),
+            "normalizer",
+        ),
+        (
+            with("/normalizer", replace(json!({ "String": "a" }), &long)),
+            "normalizer",
+        ),
+        (
+            with(
+                "/normalizer",
+                replace(json!({ "Regex": nested_regex }), "a"),
+            ),
+            "nested",
+        ),
+        (
+            with("/normalizer", replace(json!({ "Glob": "a" }), "a")),
+            "normalizer",
+        ),
+        (
+            with(
+                "/normalizer",
+                json!({ "type": "Sequence", "normalizers": [
                 replace(json!({ "String": "a" }), "aaaaaaaaaa"),
                 replace(json!({ "String": "a" }), "aaaaaaaaaa"),
-            ] })),
+            ] }),
+            ),
             "64 times",
         ),
-        (with("/pre_tokenizer", json!({ "type": "Metaspace", "replacement": "" })), "replacement"),
         (
-            with("/decoder", json!({ "type": "Strip", "content": " ", "start": 0, "stop": 3 })),
+            with(
+                "/pre_tokenizer",
+                json!({ "type": "Metaspace", "replacement": "" }),
+            ),
+            "replacement",
+        ),
+        (
+            with(
+                "/decoder",
+                json!({ "type": "Strip", "content": " ", "start": 0, "stop": 3 }),
+            ),
             "decoder",
         ),
-        (with("/post_processor/single/1/Sequence/id", json!("B")), "post_processor"),
-        (with("/post_processor/single/1", json!({})), "post_processor"),
+        (
+            with("/post_processor/single/1/Sequence/id", json!("B")),
+            "post_processor",
+        ),
+        (
+            with("/post_processor/single/1", json!({})),
+            "post_processor",
+        ),
         (with("/post_processor/single", json!([])), "exactly once"),
-        (with("/post_processor/special_tokens", json!({})), "does not define"),
-        (with("/post_processor/special_tokens/<|begin|>/ids", json!([9000])), "does not define"),
-        (with("/post_processor/special_tokens/<|begin|>/ids", json!([1, 2])), "does not define"),
+        (
+            with("/post_processor/special_tokens", json!({})),
+            "does not define",
+        ),
+        (
+            with(
+                "/post_processor/special_tokens/<|begin|>/ids",
+                json!([9000]),
+            ),
+            "does not define",
+        ),
+        (
+            with(
+                "/post_processor/special_tokens/<|begin|>/ids",
+                json!([1, 2]),
+            ),
+            "does not define",
+        ),
     ];
     for (file, place) in cases {
         let error = open(&file, None).unwrap_err();
         assert!(matches!(error, Error::Tokenizer { .. }), "{place}: {error}");
         let text = error.to_string();
-        assert!(text.contains("tokenizer.json") && text.contains(place), "{place}: {text}");
+        assert!(
+            text.contains("tokenizer.json") && text.contains(place),
+            "{place}: {text}"
+        );
     }
 }
 
@@ -233,15 +360,33 @@ fn parts_that_decoder_models_do_not_use_are_named() {
     let cases = [
         (with("/model/type", json!("WordPiece")), "WordPiece"),
         (with("/model/dropout", json!(0.5)), "dropout"),
-        (with("/model/end_of_word_suffix", json!("</w>")), "end_of_word_suffix"),
-        (with("/normalizer", json!({ "type": "Precompiled" })), "Precompiled"),
-        (with("/pre_tokenizer", json!({ "type": "FixedLength", "length": 0 })), "FixedLength"),
-        (with("/post_processor", json!({ "type": "BertProcessing" })), "BertProcessing"),
+        (
+            with("/model/end_of_word_suffix", json!("</w>")),
+            "end_of_word_suffix",
+        ),
+        (
+            with("/normalizer", json!({ "type": "Precompiled" })),
+            "Precompiled",
+        ),
+        (
+            with(
+                "/pre_tokenizer",
+                json!({ "type": "FixedLength", "length": 0 }),
+            ),
+            "FixedLength",
+        ),
+        (
+            with("/post_processor", json!({ "type": "BertProcessing" })),
+            "BertProcessing",
+        ),
         (with("/decoder", json!({ "type": "CTC" })), "CTC"),
     ];
     for (file, found) in cases {
         let error = open(&file, None).unwrap_err();
-        assert!(matches!(error, Error::TokenizerPart { .. }), "{found}: {error}");
+        assert!(
+            matches!(error, Error::TokenizerPart { .. }),
+            "{found}: {error}"
+        );
         assert!(error.to_string().contains(found) && error.hint().is_some());
     }
 }
@@ -249,9 +394,15 @@ fn parts_that_decoder_models_do_not_use_are_named() {
 #[test]
 fn what_only_the_library_can_refuse_is_an_error_too() {
     for file in [
-        with("/normalizer", json!({ "type": "Replace", "pattern": { "Regex": "(" }, "content": "" })),
-        with("/pre_tokenizer", json!({ "type": "Split", "pattern": { "Regex": "a{9999999}{9999999}" },
-                                       "behavior": "Isolated", "invert": false })),
+        with(
+            "/normalizer",
+            json!({ "type": "Replace", "pattern": { "Regex": "(" }, "content": "" }),
+        ),
+        with(
+            "/pre_tokenizer",
+            json!({ "type": "Split", "pattern": { "Regex": "a{9999999}{9999999}" },
+                                       "behavior": "Isolated", "invert": false }),
+        ),
         with("/decoder/add_prefix_space", json!("maybe")),
         with("/added_tokens/0/special", json!(3)),
     ] {
@@ -266,19 +417,37 @@ fn files_that_are_no_tokenizer_are_told_apart() {
     let missing = TextTokenizer::open(dir.path()).unwrap_err();
     assert!(matches!(missing, Error::MissingFile { .. }) && missing.hint().is_some());
     let path = dir.path().join("tokenizer.json");
-    for text in ["", "{", "\u{0}", &"[".repeat(100_000), "version https://git-lfs"] {
+    for text in [
+        "",
+        "{",
+        "\u{0}",
+        &"[".repeat(100_000),
+        "version https://git-lfs",
+    ] {
         fs_err::write(&path, text).unwrap();
-        assert!(matches!(TextTokenizer::open(dir.path()), Err(Error::Json { .. })), "{text:.9}");
+        assert!(
+            matches!(TextTokenizer::open(dir.path()), Err(Error::Json { .. })),
+            "{text:.9}"
+        );
     }
     let sparse = fs_err::File::create(&path).unwrap();
     sparse.set_len(TOKENIZER_LIMIT + 1).unwrap();
-    assert!(matches!(TextTokenizer::open(dir.path()), Err(Error::FileSize { .. })));
+    assert!(matches!(
+        TextTokenizer::open(dir.path()),
+        Err(Error::FileSize { .. })
+    ));
 }
 
 #[test]
 fn any_text_and_any_ids_are_harmless() {
     let tokenizer = open(&byte_level(), None).unwrap();
-    for text in ["\0", "\u{fffd}", "<|begin|><|end|>", &"a".repeat(100_000), "\u{202e}\u{301}"] {
+    for text in [
+        "\0",
+        "\u{fffd}",
+        "<|begin|><|end|>",
+        &"a".repeat(100_000),
+        "\u{202e}\u{301}",
+    ] {
         tokenizer.encode_prompt(text).unwrap();
     }
     assert_eq!(tokenizer.decode(&[u32::MAX, 259, 99_999]).unwrap(), "hello");

@@ -1,0 +1,159 @@
+//! Takes a decoder's weights out of a source.
+//!
+//! Owns the check that each tensor has the shape of its description, and which tensors each
+//! variant of a block needs.
+
+use std::collections::BTreeMap;
+
+use neuroconv_format::Tensor;
+use neuroconv_recipes::{
+    AttentionSpec, BlockSpec, Mixer, Mlp, ModelSpec, Norm, QkNorm, Role, TensorId,
+};
+
+use crate::attention::Attention;
+use crate::decoder::{Decoder, Layer, MixerLayer, MlpLayer};
+use crate::linear::Linear;
+use crate::mlp::GatedSilu;
+use crate::norm::RmsNorm;
+use crate::rope::Rope;
+use crate::{Error, WeightSource};
+
+impl Decoder {
+    /// Loads every tensor of `src`, whose shapes must be those of its description.
+    pub fn load(src: &dyn WeightSource) -> Result<Self, Error> {
+        neuroconv_kernels::isa()?;
+        let spec = src.spec().clone();
+        spec.validate()?;
+        let mut loader = Loader::new(src, &spec);
+        let embed = loader.tensor(TensorId::model(Role::Embed))?;
+        let layers = spec.layers.iter().enumerate();
+        let layers = layers
+            .map(|(index, layer)| loader.layer(index, &layer.mixer))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let final_norm = loader.norm(TensorId::model(Role::FinalNorm), spec.block.norm)?;
+        let head_role = if spec.tied { Role::Embed } else { Role::Head };
+        let head = loader.matrix(TensorId::model(head_role), None)?;
+        let bytes_per_token = loader.bytes + embed.size_bytes() / spec.vocab;
+        let rope = Rope::new(&spec);
+        Ok(Decoder {
+            spec,
+            rope,
+            embed,
+            layers,
+            final_norm,
+            head,
+            bytes_per_token,
+        })
+    }
+}
+
+/// Takes tensors out of a source, checks their shapes and counts what a token will read.
+struct Loader<'s> {
+    src: &'s dyn WeightSource,
+    shapes: BTreeMap<TensorId, Vec<usize>>,
+    block: BlockSpec,
+    ffn: usize,
+    eps: f64,
+    bytes: usize,
+}
+
+impl<'s> Loader<'s> {
+    fn new(src: &'s dyn WeightSource, spec: &ModelSpec) -> Self {
+        let shapes = spec.tensors().into_iter().collect();
+        Loader {
+            src,
+            shapes,
+            block: spec.block,
+            ffn: spec.ffn,
+            eps: spec.norm_eps,
+            bytes: 0,
+        }
+    }
+
+    fn tensor(&self, id: TensorId) -> Result<Tensor, Error> {
+        let expected = self.shapes.get(&id).ok_or(Error::NoTensor(id))?;
+        let tensor = self.src.tensor(id)?;
+        let found = tensor.shape();
+        if found == *expected {
+            Ok(tensor)
+        } else {
+            Err(Error::Shape {
+                tensor: id,
+                expected: expected.clone(),
+                found,
+            })
+        }
+    }
+
+    fn vector(&mut self, id: TensorId) -> Result<Vec<f32>, Error> {
+        match self.tensor(id)? {
+            Tensor::Dense(dense) => {
+                self.bytes += dense.bytes.len();
+                Ok(dense.to_f32())
+            }
+            packed @ Tensor::Packed(_) => Err(Error::Codec {
+                tensor: id,
+                codec: packed.codec_name(),
+            }),
+        }
+    }
+
+    fn norm(&mut self, id: TensorId, norm: Norm) -> Result<RmsNorm, Error> {
+        match norm {
+            Norm::Rms => Ok(RmsNorm::new(self.vector(id)?, self.eps)),
+        }
+    }
+
+    fn matrix(&mut self, id: TensorId, bias: Option<TensorId>) -> Result<Linear, Error> {
+        let bias = bias.map(|id| self.vector(id)).transpose()?;
+        let linear = Linear::new(id, self.tensor(id)?, bias)?;
+        self.bytes += linear.weight_bytes();
+        Ok(linear)
+    }
+
+    fn layer(&mut self, index: usize, mixer: &Mixer) -> Result<Layer, Error> {
+        let id = |role| TensorId::layer(index, role);
+        let mixer_norm = self.norm(id(Role::AttnNorm), self.block.norm)?;
+        let mixer = match mixer {
+            Mixer::Attention(spec) => MixerLayer::Attention(self.attention(index, spec)?),
+        };
+        let mlp_norm = self.norm(id(Role::MlpNorm), self.block.norm)?;
+        let bias = |role| self.block.mlp_bias.then_some(id(role));
+        let (gate_bias, up_bias) = (bias(Role::GateBias), bias(Role::UpBias));
+        let down_bias = bias(Role::DownBias);
+        let mlp = match self.block.mlp {
+            Mlp::GatedSilu => MlpLayer::GatedSilu(GatedSilu {
+                gate: self.matrix(id(Role::Gate), gate_bias)?,
+                up: self.matrix(id(Role::Up), up_bias)?,
+                down: self.matrix(id(Role::Down), down_bias)?,
+                ffn: self.ffn,
+            }),
+        };
+        Ok(Layer {
+            mixer_norm,
+            mixer,
+            mlp_norm,
+            mlp,
+        })
+    }
+
+    fn attention(&mut self, index: usize, spec: &AttentionSpec) -> Result<Attention, Error> {
+        let id = |role| TensorId::layer(index, role);
+        let qkv_bias = |role| spec.bias.qkv.then_some(id(role));
+        let qk_norm = match spec.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => {
+                let q_norm = self.norm(id(Role::QNorm), self.block.norm)?;
+                Some((q_norm, self.norm(id(Role::KNorm), self.block.norm)?))
+            }
+        };
+        Ok(Attention {
+            spec: spec.clone(),
+            q: self.matrix(id(Role::Q), qkv_bias(Role::QBias))?,
+            k: self.matrix(id(Role::K), qkv_bias(Role::KBias))?,
+            v: self.matrix(id(Role::V), qkv_bias(Role::VBias))?,
+            o: self.matrix(id(Role::O), spec.bias.o.then_some(id(Role::OBias)))?,
+            qk_norm,
+        })
+    }
+}
