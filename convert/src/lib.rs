@@ -9,13 +9,13 @@
 //! use neuroconv_convert::{Emission, Error, Staging, execute, plan};
 //! use neuroconv_runtime::{Checkpoint, Quiet};
 //!
-//! # fn main() -> Result<(), Error> {
+//! # fn convert(emission: &Emission) -> Result<(), Error> {
 //! let source = Checkpoint::open(Path::new("model"))?;
 //! let plan = plan(&source, &neuroconv_recipes::builtin("int4")?)?;
 //! let staging = Staging::open(Path::new("out/model-int4"), false)?;
 //! let staged = execute(&plan, &source, staging, &Quiet, &AtomicBool::new(false))?;
-//! // … open `staged.path()`, measure, judge …
-//! staged.emit(&emission, &Quiet)?;
+//! // … open `staged.path()`, measure, judge, and write down the verdict …
+//! staged.emit(emission, &Quiet)?;
 //! # Ok(())
 //! # }
 //! ```

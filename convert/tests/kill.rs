@@ -32,11 +32,8 @@ fn main() {
             at: event.parse().unwrap(),
             state: Mutex::default(),
         };
-        assert_eq!(
-            run.convert(source.as_ref(), output.as_ref(), &progress)
-                .unwrap(),
-            0
-        );
+        run.convert(source.as_ref(), output.as_ref(), &progress)
+            .unwrap();
         return;
     }
     for (sync_bytes, overwrite) in [(1, false), (1 << 30, true)] {
