@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use neuroconv_runtime::Progress;
-use rayon::prelude::*;
+use crate::parallel::each_window;
 
 use crate::Error;
 use crate::protocol::Window;
@@ -87,15 +87,12 @@ impl Comparison {
             let states = artifact.hidden(&tokens, progress)?;
             let end = Instant::now();
             progress.start("scores", batch.len() as u64, "windows");
-            let scores: Result<Vec<WindowScores>, Error> = batch
-                .par_iter()
-                .zip(base_states.par_iter().zip(&states))
-                .map(|(window, (b, a))| {
-                    let scores = window_scores(window, (base, b), (artifact, a))?;
-                    progress.advance(1);
-                    Ok(scores)
-                })
-                .collect();
+            let scores = each_window(batch.len(), |i| {
+                let (b, a) = (&base_states[i], &states[i]);
+                let scores = window_scores(&batch[i], (base, b), (artifact, a))?;
+                progress.advance(1);
+                Ok(scores)
+            });
             all.windows.extend(scores?);
             progress.finish();
             all.base_s += (middle - start).as_secs_f64();

@@ -60,6 +60,10 @@ pub enum Error {
         artifact: usize,
     },
 
+    /// The system gives no more threads.
+    #[error("cannot start a thread")]
+    Threads(#[source] rayon::ThreadPoolBuildError),
+
     /// Too few tokens would be scored to say anything.
     #[error("{scored} tokens would be scored, at least {needed} are needed")]
     TooLittleText {

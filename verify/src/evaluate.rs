@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use neuroconv_runtime::Progress;
-use rayon::prelude::*;
+use crate::parallel::each_window;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -56,11 +56,7 @@ pub fn evaluate(
     for batch in batches(windows, model.hidden_size()) {
         let tokens: Vec<&[u32]> = batch.iter().map(|w| w.tokens.as_slice()).collect();
         let states = model.hidden(&tokens, progress)?;
-        let done: Result<Vec<f64>, Error> = batch
-            .par_iter()
-            .zip(&states)
-            .map(|(w, s)| window_nll(model, w, s))
-            .collect();
+        let done = each_window(batch.len(), |i| window_nll(model, &batch[i], &states[i]));
         sums.extend(done?);
     }
     if let Some(window) = sums.iter().position(|nll| !nll.is_finite()) {

@@ -10,6 +10,7 @@ pub mod error;
 pub mod evaluate;
 pub mod gate;
 pub mod metrics;
+mod parallel;
 pub mod parity;
 pub mod protocol;
 pub mod reference;

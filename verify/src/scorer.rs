@@ -2,7 +2,7 @@
 
 use neuroconv_recipes::ModelSpec;
 use neuroconv_runtime::{Decoder, Progress, WeightSource};
-use rayon::prelude::*;
+use crate::parallel::each_window;
 
 use crate::Error;
 use crate::reference::Reference;
@@ -71,14 +71,11 @@ impl Scorer for RuntimeScorer {
 
     fn hidden(&self, windows: &[&[u32]], progress: &dyn Progress) -> Result<Vec<Vec<f32>>, Error> {
         progress.start("runtime", windows.len() as u64, "windows");
-        let states = windows
-            .par_iter()
-            .map(|tokens| {
-                let states = self.0.hidden(tokens, &mut self.0.new_cache())?;
-                progress.advance(1);
-                Ok(states)
-            })
-            .collect();
+        let states = each_window(windows.len(), |i| {
+            let states = self.0.hidden(windows[i], &mut self.0.new_cache())?;
+            progress.advance(1);
+            Ok(states)
+        });
         progress.finish();
         states
     }

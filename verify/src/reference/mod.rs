@@ -14,7 +14,7 @@ mod weights;
 use candle_core::{Device, Tensor};
 use neuroconv_recipes::{ModelSpec, Role, TensorId};
 use neuroconv_runtime::{Progress, WeightSource};
-use rayon::prelude::*;
+use crate::parallel::each_window;
 
 use crate::Error;
 use layer::{Layer, rms_norm};
@@ -120,10 +120,7 @@ fn each(
             step(x)
         }
     };
-    states
-        .par_iter()
-        .map(|x| one(x).map_err(at(place)))
-        .collect()
+    each_window(states.len(), |i| one(&states[i]).map_err(at(place)))
 }
 
 fn at(place: &str) -> impl Fn(candle_core::Error) -> Error {
