@@ -171,3 +171,41 @@ fn a_staged_artifact_opens_but_is_marked_unverified() {
         neuroconv_format::sha256_file(staged.path().join("model.safetensors")).unwrap()
     );
 }
+
+#[test]
+fn shards_give_the_same_weights_and_their_index_is_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    common::write_checkpoint(&source, 1, |_, _| {});
+    let whole = dir.path().join("whole");
+    common::convert(&source, "int4", &whole).unwrap();
+    let map: serde_json::Map<String, serde_json::Value> = Checkpoint::open(&source)
+        .unwrap()
+        .files()
+        .tensors()
+        .map(|info| (info.name.clone(), "model-00001-of-00001.safetensors".into()))
+        .collect();
+    let index = serde_json::json!({"metadata": {}, "weight_map": map});
+    fs_err::write(
+        source.join("model.safetensors.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
+    fs_err::rename(
+        source.join("model.safetensors"),
+        source.join("model-00001-of-00001.safetensors"),
+    )
+    .unwrap();
+    let sharded = dir.path().join("sharded");
+    common::convert(&source, "int4", &sharded).unwrap();
+    let weights = |dir: &Path| fs_err::read(dir.join("model.safetensors")).unwrap();
+    assert!(weights(&sharded) == weights(&whole));
+    let files: Vec<String> = manifest(&sharded)
+        .source
+        .files
+        .into_iter()
+        .map(|f| f.path)
+        .collect();
+    assert!(files.contains(&"model-00001-of-00001.safetensors".to_owned()));
+    assert!(files.contains(&"model.safetensors.index.json".to_owned()));
+}

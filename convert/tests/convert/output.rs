@@ -229,3 +229,39 @@ fn a_staging_path_that_is_a_link_is_not_followed() {
     );
     assert_eq!(common::names(&elsewhere), [""; 0]);
 }
+
+/// Writes to a file of the source once it has been hashed.
+struct Meddles<'a>(&'a Path);
+
+impl neuroconv_runtime::Progress for Meddles<'_> {
+    fn start(&self, stage: &str, _total: u64, _unit: &str) {
+        if stage == "quantize" {
+            let mut bytes = fs_err::read(self.0).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs_err::write(self.0, bytes).unwrap();
+        }
+    }
+    fn advance(&self, _steps: u64) {}
+    fn finish(&self) {}
+}
+
+#[test]
+fn a_source_that_changes_meanwhile_is_refused() {
+    for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+        let case = Case::new();
+        let changed = case.path("source").join(name);
+        let staging = Staging::open(&case.path("out/model"), false).unwrap();
+        let refused = common::stage(
+            &case.path("source"),
+            &builtin("int4").unwrap(),
+            staging,
+            &Meddles(&changed),
+            &AtomicBool::new(false),
+        );
+        match refused {
+            Err(Error::SourceChanged { path }) => assert_eq!(path, changed),
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(common::names(&case.path("out")), [""; 0]);
+    }
+}
