@@ -65,7 +65,17 @@ pub(crate) fn measurement(
 /// A text and its tokens.
 pub(crate) fn tokenize(name: &str, text: &str, tokenizer: &TextTokenizer) -> anyhow::Result<EvalText> {
     let tokens = tokenizer.encode_plain(text)?;
-    Ok(EvalText::new(name, text, tokens, tokenizer.bos_in_front()?))
+    Ok(EvalText::new(name, text, tokens, bos(tokenizer)?))
+}
+
+/// The token that the tokenizer puts before a text, if it does.
+fn bos(tokenizer: &TextTokenizer) -> anyhow::Result<Option<u32>> {
+    let plain = tokenizer.encode_plain("a")?;
+    let prompt = tokenizer.encode_prompt("a")?;
+    Ok(match prompt.split_first() {
+        Some((first, rest)) if rest.starts_with(&plain) => Some(*first),
+        _ => None,
+    })
 }
 
 fn read_text(path: &Path) -> anyhow::Result<String> {

@@ -5,7 +5,12 @@
 
 use std::io;
 
+use neuroconv_convert::Error as ConvertError;
+use neuroconv_recipes::Error as RecipeError;
+use neuroconv_verify::Error as VerifyError;
+
 use crate::exit::Exit;
+use crate::interrupt;
 
 /// An error that lies in how the program was called.
 #[derive(Debug, thiserror::Error)]
@@ -42,24 +47,80 @@ pub(crate) fn classify(error: &anyhow::Error) -> Failure {
         if let Some(misuse) = cause.downcast_ref::<Misuse>() {
             return Failure { exit: Exit::Usage, hint: Some(misuse.hint.clone()) };
         }
-        if let Some(e) = cause.downcast_ref::<neuroconv_convert::Error>() {
-            return Failure { exit: convert(e), hint: e.hint() };
+        if let Some(e) = cause.downcast_ref::<ConvertError>() {
+            return convert(e);
         }
-        if let Some(e) = cause.downcast_ref::<neuroconv_verify::Error>() {
+        if let Some(e) = cause.downcast_ref::<VerifyError>() {
             return Failure { exit: verify(e), hint: e.hint() };
         }
         if let Some(e) = cause.downcast_ref::<neuroconv_runtime::Error>() {
             return Failure { exit: Exit::Input, hint: e.hint() };
         }
-        if let Some(e) = cause.downcast_ref::<neuroconv_recipes::Error>() {
-            return Failure { exit: recipes(e), hint: e.hint() };
+        if let Some(e) = cause.downcast_ref::<RecipeError>() {
+            return Failure { exit: recipe(e), hint: e.hint() };
         }
         if let Some(e) = cause.downcast_ref::<neuroconv_format::Error>() {
             return Failure { exit: Exit::Input, hint: e.hint() };
         }
         if let Some(e) = cause.downcast_ref::<io::Error>() {
-            return Failure { exit: io_exit(e), hint: None };
+            return Failure { exit: io(e), hint: None };
         }
     }
     Failure { exit: Exit::Input, hint: None }
+}
+
+fn convert(error: &ConvertError) -> Failure {
+    let exit = match error {
+        ConvertError::Recipe(e) => recipe(e),
+        ConvertError::Io(e) => io(e),
+        ConvertError::OutputName { .. } => Exit::Usage,
+        ConvertError::File { .. }
+        | ConvertError::OutputExists { .. }
+        | ConvertError::OutputForeign { .. }
+        | ConvertError::AlreadyFinished { .. }
+        | ConvertError::Locked { .. }
+        | ConvertError::StagingForeign { .. }
+        | ConvertError::DiskSpace { .. } => Exit::Resources,
+        ConvertError::Interrupted { .. } => {
+            return Failure { exit: Exit::Interrupted, hint: Some(interrupt::resume_hint()) };
+        }
+        ConvertError::UnplannedSize { .. } | ConvertError::NotPassed { .. } => Exit::Bug,
+        _ => Exit::Input,
+    };
+    Failure { exit, hint: error.hint() }
+}
+
+fn verify(error: &VerifyError) -> Exit {
+    match error {
+        VerifyError::UnknownProtocol(_)
+        | VerifyError::ContextTooShort { .. }
+        | VerifyError::ContextTooLong { .. } => Exit::Usage,
+        VerifyError::Reference { .. } | VerifyError::Report(_) => Exit::Bug,
+        _ => Exit::Input,
+    }
+}
+
+fn recipe(error: &RecipeError) -> Exit {
+    match error {
+        RecipeError::UnknownRecipe { .. }
+        | RecipeError::RecipeSyntax { .. }
+        | RecipeError::RecipeTooLong { .. }
+        | RecipeError::RecipeSchema { .. }
+        | RecipeError::RecipeValue { .. }
+        | RecipeError::BadLimit { .. }
+        | RecipeError::GroupSize { .. }
+        | RecipeError::Threshold { .. }
+        | RecipeError::NothingToSet { .. }
+        | RecipeError::UnusedRule { .. }
+        | RecipeError::NoSuchLayer { .. }
+        | RecipeError::NotAMatrix { .. } => Exit::Usage,
+        _ => Exit::Input,
+    }
+}
+
+fn io(error: &io::Error) -> Exit {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Exit::Input,
+        _ => Exit::Resources,
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) fn cpu() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
         .map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']).trim());
-    let isa = neuroconv_runtime::isa_name();
+    let isa = neuroconv_kernels::isa().map_or("no instruction set", |isa| isa.name());
     format!("{name}, {isa}")
 }
 

@@ -39,6 +39,10 @@ fn main() -> ExitCode {
         ui.error(&error, None);
         return Exit::Resources.into();
     }
+    if let Err(error) = neuroconv_kernels::isa() {
+        ui.error(&error.into(), Some("unset NEUROCONV_ISA to use the best one"));
+        return Exit::Usage.into();
+    }
     let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| run(cli.command, ui)));
     match outcome {
         Ok(Ok(exit)) => exit.into(),

@@ -56,7 +56,7 @@ pub(crate) fn options(
         protocol: measurement.protocol,
         ctx: measurement.ctx,
         max_tokens: Some(measurement.max_tokens),
-        limits: limits.clone(),
+        limits: *limits,
         allow_quality_loss,
         parity_windows: PARITY_WINDOWS,
     }
@@ -162,7 +162,7 @@ pub(crate) fn settle(
     };
     let waived = report.checks.iter().filter(|c| c.waived).map(|c| c.id.clone()).collect();
     let rendered = forms.render(&report)?;
-    let carried = FrontMatter::read(job.source.tokenizer_dir());
+    let carried = FrontMatter::read(job.source.files().path());
     let card = reports::card(&report, job.recipe, staged.manifest(), staged.target(), carried);
     let emission = Emission {
         verdict,

@@ -26,6 +26,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
         &[
             "neuroconv-convert",
             "neuroconv-format",
+            "neuroconv-kernels",
             "neuroconv-quant",
             "neuroconv-recipes",
             "neuroconv-runtime",

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use neuroconv_recipes::Recipe;
-use neuroconv_runtime::{Checkpoint, TextTokenizer, WeightSource};
+use neuroconv_recipes::{Limits, Recipe};
+use neuroconv_runtime::{TextTokenizer, WeightSource};
 use neuroconv_verify::report::Report;
 use neuroconv_verify::{CheckStatus, Verdict};
 
@@ -46,8 +46,7 @@ pub(crate) fn ternary(args: TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
 }
 
 pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let recipe = plan::recipe(&args.recipe)?;
-    let run = recipe.run.clone().unwrap_or_default();
+    let (recipe, run) = plan::recipe_with_run(&args.recipe)?;
     let model = args.model.or(run.model.map(PathBuf::from)).ok_or_else(|| {
         Misuse::new("no model is named", "name one after the recipe, or in the recipe: [run] model = \"…\"")
     })?;
@@ -56,16 +55,18 @@ pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
     convert(&model, recipe, &args.convert, ui)
 }
 
-/// Limits from the command line win over the recipe's.
-pub(crate) fn apply_limits(recipe: &mut Recipe, args: &LimitArgs) {
-    let limits = &mut recipe.limits;
-    limits.max_ppl_ratio = args.max_ppl_ratio.or(limits.max_ppl_ratio);
-    limits.max_kld = args.max_kld.or(limits.max_kld);
-    limits.min_top1 = args.min_top1.or(limits.min_top1);
+/// The limits that the command line sets.
+pub(crate) fn limits(args: &LimitArgs) -> Limits {
+    Limits {
+        max_ppl_ratio: args.max_ppl_ratio,
+        max_kld: args.max_kld,
+        min_top1: args.min_top1,
+        max_p99_kld: None,
+    }
 }
 
 fn convert(model: &Path, mut recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyhow::Result<Exit> {
-    apply_limits(&mut recipe, &args.limits);
+    recipe.set_limits(limits(&args.limits))?;
     let source = plan::checkpoint(model)?;
     let plan = neuroconv_convert::plan(&source, &recipe)?;
     if args.output.dry_run {
@@ -76,7 +77,7 @@ fn convert(model: &Path, mut recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyh
         Some(output) => output.clone(),
         None => default_output(model, &recipe.name)?,
     };
-    let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
+    let tokenizer = TextTokenizer::open(source.files().path())?;
     let measurement = corpus::measurement(&args.measure, source.spec(), &tokenizer)?;
     ui.note(format!(
         "{} -> {}: {} parameters, {} -> {}",

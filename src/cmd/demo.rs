@@ -47,7 +47,7 @@ pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
         }
     };
     let source = plan::checkpoint(&model)?;
-    let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
+    let tokenizer = TextTokenizer::open(source.files().path())?;
     let measurement = measurement(args, built_in, &source, &tokenizer)?;
     let out = args.keep.clone().unwrap_or_else(|| scratch.path().to_owned());
     fs_err::create_dir_all(&out)?;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Context;
-use neuroconv_runtime::{Decoder, Sampler, SamplerConfig, TextTokenizer, WeightSource};
+use neuroconv_runtime::{Decoder, Sampler, SamplerConfig, Stop, TextTokenizer};
 use serde::Serialize;
 
 use crate::args::GenerateArgs;
@@ -35,14 +35,14 @@ pub(crate) fn run(args: &GenerateArgs, ui: Ui) -> anyhow::Result<Exit> {
         }
         messages.push(("user", prompt.as_str()));
         let text = neuroconv_runtime::chat_prompt(source.tokenizer_dir(), &messages, true)?;
-        tokenizer.encode_templated(&text)?
+        tokenizer.encode_plain(&text)?
     } else {
         tokenizer.encode_prompt(&prompt)?
     };
     let mut sampler = Sampler::new(SamplerConfig {
         temperature: args.temperature,
         top_k: args.top_k,
-        top_p: args.top_p,
+        top_p: args.top_p.unwrap_or(1.0),
         seed: args.seed,
     })?;
     if !args.chat {
@@ -66,6 +66,9 @@ pub(crate) fn run(args: &GenerateArgs, ui: Ui) -> anyhow::Result<Exit> {
             ControlFlow::Continue(())
         },
     )?;
+    let rest = stream.finish()?;
+    ui.piece(&rest);
+    text.push_str(&rest);
     ui.result("");
     let prefill_s = first.unwrap_or_else(|| start.elapsed()).as_secs_f64();
     let decode_s = start.elapsed().as_secs_f64() - prefill_s;
@@ -76,11 +79,20 @@ pub(crate) fn run(args: &GenerateArgs, ui: Ui) -> anyhow::Result<Exit> {
         text,
         prompt_tokens: ids.len(),
         generated_tokens: out.tokens.len(),
-        stopped: out.stop.name(),
+        stopped: stop_word(out.stop),
         prefill_s,
         decode_tok_s,
     })?;
     Ok(Exit::Done)
+}
+
+fn stop_word(stop: Stop) -> &'static str {
+    match stop {
+        Stop::EndOfText => "end of text",
+        Stop::MaxTokens => "max tokens",
+        Stop::ContextFull => "context full",
+        Stop::Caller => "caller",
+    }
 }
 
 fn prompt(args: &GenerateArgs) -> anyhow::Result<String> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_recipes::{Mixer, ModelSpec, QkNorm};
 use neuroconv_runtime::{PackedModel, Source, TextTokenizer, WeightSource};
 use serde::Serialize;
@@ -32,7 +33,7 @@ fn architecture(name: &str, ui: Ui) -> anyhow::Result<()> {
     if name == "list" {
         let all: Vec<_> = neuroconv_recipes::architectures()
             .iter()
-            .map(|a| ArchitectureLine { name: &a.name, classes: &a.hf })
+            .map(|a| ArchitectureLine { name: &a.name, classes: &a.classes })
             .collect();
         for line in &all {
             ui.result(format!("{:10} {}", line.name, line.classes.join(", ")));
@@ -42,7 +43,7 @@ fn architecture(name: &str, ui: Ui) -> anyhow::Result<()> {
     let arch = neuroconv_recipes::architecture(name)?;
     let text = neuroconv_recipes::pseudo_code(arch);
     ui.result(text.trim_end());
-    ui.object(&serde_json::json!({ "name": arch.name, "classes": arch.hf, "pseudo_code": text }))
+    ui.object(&serde_json::json!({ "name": arch.name, "classes": arch.classes, "pseudo_code": text }))
 }
 
 fn recipe(name: &str, ui: Ui) -> anyhow::Result<()> {
@@ -58,7 +59,7 @@ fn recipe(name: &str, ui: Ui) -> anyhow::Result<()> {
     }
     let recipe = super::plan::recipe(name)?;
     ui.result(recipe.to_toml().trim_end());
-    ui.object(&recipe)
+    ui.object(&serde_json::json!({ "name": recipe.name, "summary": recipe.summary, "toml": recipe.to_toml() }))
 }
 
 #[derive(Serialize)]
@@ -83,7 +84,7 @@ fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
     let spec = source.spec();
     let (kind, weights_bytes, warnings, manifest) = match &source {
         Source::Checkpoint(c) => {
-            let bytes = c.files().names().map(|t| t.range.end - t.range.start).sum();
+            let bytes = c.files().tensors().map(|t| t.range.end - t.range.start).sum();
             ("checkpoint", bytes, c.resolved().warnings.clone(), None)
         }
         Source::Artifact(a) => {
@@ -154,10 +155,20 @@ fn show(m: &Inspected<'_>, ui: Ui) {
     }
 }
 
+fn status_word(status: VerdictStatus) -> &'static str {
+    match status {
+        VerdictStatus::Unverified => "none: it was not judged",
+        VerdictStatus::Pass => "pass",
+        VerdictStatus::Fail => "fail",
+        VerdictStatus::Inconclusive => "inconclusive",
+        VerdictStatus::Waived => "waived",
+    }
+}
+
 fn show_artifact(model: &PackedModel, ui: Ui) {
     let manifest = model.artifact().manifest();
     let verdict = &manifest.verdict;
-    ui.result(format!("  {:12} {}", "verdict", verdict.status));
+    ui.result(format!("  {:12} {}", "verdict", status_word(verdict.status)));
     if !verdict.waived.is_empty() {
         ui.result(format!("  {:12} {}", "waived", verdict.waived.join(", ")));
     }
@@ -169,7 +180,7 @@ fn show_artifact(model: &PackedModel, ui: Ui) {
             .map(|t| {
                 vec![
                     t.name.clone(),
-                    t.codec.to_string(),
+                    t.codec.name().to_owned(),
                     t.group.map_or_else(String::new, |g| g.to_string()),
                     format!("{:.3}", t.bits_per_weight),
                     t.rel_mse.map_or_else(String::new, |e| format!("{e:.2e}")),

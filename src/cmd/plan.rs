@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use neuroconv_convert::{Plan, PlannedTensor};
-use neuroconv_recipes::Recipe;
+use neuroconv_recipes::{Recipe, RunSection};
 use neuroconv_runtime::{Checkpoint, Source};
 
 use crate::args::PlanArgs;
@@ -22,9 +22,14 @@ pub(crate) fn run(args: &PlanArgs, ui: Ui) -> anyhow::Result<Exit> {
 
 /// A recipe by the name of a built-in one, or from a file; an existing file wins.
 pub(crate) fn recipe(name: &str) -> anyhow::Result<Recipe> {
+    recipe_with_run(name).map(|(recipe, _)| recipe)
+}
+
+/// The same with what a file says of model and output.
+pub(crate) fn recipe_with_run(name: &str) -> anyhow::Result<(Recipe, RunSection)> {
     let path = Path::new(name);
     if path.is_file() {
-        return Ok(Recipe::parse(&fs_err::read_to_string(path)?, name)?);
+        return Ok(Recipe::parse_with_run(&fs_err::read_to_string(path)?, name)?);
     }
     let is_path = path.components().count() > 1 || path.extension().is_some_and(|e| e == "toml");
     if is_path {
@@ -34,7 +39,7 @@ pub(crate) fn recipe(name: &str) -> anyhow::Result<Recipe> {
         )
         .into());
     }
-    Ok(neuroconv_recipes::builtin(name)?)
+    Ok((neuroconv_recipes::builtin(name)?, RunSection::default()))
 }
 
 /// Opens what is to be converted; an artifact is not.
@@ -114,7 +119,7 @@ fn lines(tensors: &[PlannedTensor], all: bool) -> Vec<Vec<String>> {
                 name,
                 t.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x"),
                 t.source_dtype.to_string(),
-                t.codec.to_string(),
+                t.codec.name().to_owned(),
                 t.group.map_or_else(String::new, |g| g.to_string()),
                 present::bytes(bytes),
                 format!("{:.3}", t.bits_per_weight),

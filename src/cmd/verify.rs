@@ -15,14 +15,14 @@ use crate::ui::Ui;
 pub(crate) fn run(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Exit> {
     let artifact = PackedModel::open(&args.artifact, Validate::Full)?;
     let base = plan::checkpoint(&args.against)?;
-    let tokenizer = TextTokenizer::open(base.tokenizer_dir())?;
+    let tokenizer = TextTokenizer::open(base.files().path())?;
     let measurement = corpus::measurement(&args.measure, base.spec(), &tokenizer)?;
     let recipe_path = args.artifact.join("neuroconv").join("recipe.toml");
     let mut recipe = Recipe::parse(
         &fs_err::read_to_string(&recipe_path)?,
         &recipe_path.display().to_string(),
     )?;
-    convert::apply_limits(&mut recipe, &args.limits);
+    recipe.set_limits(convert::limits(&args.limits))?;
     let options =
         pipeline::options(&measurement, &recipe.limits, args.limits.allow_quality_loss);
     let progress = ui.progress();

@@ -99,7 +99,8 @@ impl<'a> Reference<'a> {
         windows
             .iter()
             .map(|w| {
-                let x = all.narrow(0, start, w.len()).and_then(|x| x.copy());
+                // A view: `copy` would copy the rows of all windows for each of them.
+                let x = all.narrow(0, start, w.len());
                 start += w.len();
                 x.map_err(at("the embedding"))
             })
