@@ -100,7 +100,7 @@ fn ratio(error: f64, energy: f64) -> f64 {
 }
 
 /// A sum in four interleaved lanes: a fixed order that the compiler can run in parallel.
-fn sum(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn sum(values: impl Iterator<Item = f64>) -> f64 {
     let mut lanes = [0.0; 4];
     for (i, value) in values.enumerate() {
         lanes[i % 4] += value;
@@ -109,6 +109,10 @@ fn sum(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::float_cmp,
+    reason = "the numbers compared are the same or wrong"
+)]
 mod tests {
     use super::*;
 

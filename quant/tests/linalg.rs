@@ -11,7 +11,7 @@ fn matrix(rows: usize, cols: usize, seed: u64) -> Array2<f64> {
         .into_iter()
         .map(f64::from)
         .collect();
-    Array2::from_shape_vec((rows, cols), values).unwrap()
+    Array2::from_shape_vec((rows, cols), values).expect("as many values")
 }
 
 fn positive_definite(n: usize, seed: u64) -> Array2<f64> {

@@ -19,7 +19,7 @@ fn spec(codec: Codec, group: usize) -> QuantizeSpec {
 }
 
 fn quantized(w: &[f32], rows: usize, codec: Codec, group: usize) -> (PackedTensor, FitStats) {
-    quantize(w, rows, w.len() / rows, &spec(codec, group)).unwrap()
+    quantize(w, rows, w.len() / rows, &spec(codec, group)).expect("a matrix to quantize")
 }
 
 #[test]

@@ -12,6 +12,11 @@
 
 use half::f16;
 
+use super::{assign, round};
+use crate::stats::{squared_error, sum};
+
+/// Lowest and highest level.
+const LEVELS: (f32, f32) = (-8.0, 7.0);
 /// The lowest place.
 const FIRST: f32 = 4.0;
 /// Places per step of the grid.
@@ -37,6 +42,11 @@ impl Sums {
         }
     }
 
+    /// Whether the gain is larger, without a division.
+    fn gains_more_than(self, other: Sums) -> bool {
+        self.wq * self.wq * other.qq.max(1.0) > other.wq * other.wq * self.qq.max(1.0)
+    }
+
     /// The scale of least squared error.
     fn scale(self) -> f64 {
         f64::from(self.wq) / f64::from(self.qq)
@@ -49,17 +59,19 @@ impl Sums {
 pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
     assert_eq!(w.len(), levels.len(), "a level for each weight");
     let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+    if largest == 0.0 {
+        levels.fill(0);
+        return f16::ZERO;
+    }
     // In units of the largest, no sum of the search can overflow or vanish.
     let unit: Vec<f32> = w.iter().map(|w| w / largest).collect();
-    let mut best: Option<(f64, f16)> = None;
-    if largest > 0.0 {
-        for scale in best_starts(&unit) {
-            let scale = stored(improve(&unit, scale) * f64::from(largest));
-            settle(w, scale, levels, &mut best);
-        }
-    }
-    let scale = best.map_or(f16::ZERO, |(_, scale)| scale);
-    assign(w, scale, levels);
+    let [above, below] = best_starts(&unit).map(|scale| improve(&unit, scale));
+    let best = if below.gain() > above.gain() {
+        below
+    } else {
+        above
+    };
+    let scale = settle(w, stored(best.scale() * f64::from(largest)), levels);
     if levels.iter().all(|&level| level == 0) && scale.is_finite() {
         f16::ZERO
     } else {
@@ -67,26 +79,31 @@ pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
     }
 }
 
-/// Keeps `scale`, and those that its levels ask for in turn, where they beat `best`, a pair of
-/// squared error and scale.
-fn settle(w: &[f32], mut scale: f16, levels: &mut [i8], best: &mut Option<(f64, f16)>) {
+/// Fills in the levels of `scale`, or of the scale that these ask for, and so on, as long as the
+/// error falls; gives the last scale.
+fn settle(w: &[f32], mut scale: f16, levels: &mut [i8]) -> f16 {
+    assign(w, scale, LEVELS, levels);
+    let mut error = squared_error(w, levels, scale.to_f32());
+    let mut other_levels = vec![0; w.len()];
     for _ in 0..ROUNDS {
-        assign(w, scale, levels);
-        let error = crate::stats::squared_error(w, levels, scale.to_f32());
-        if best.is_some_and(|(least, _)| error >= least) {
-            return;
+        let wq = sum(levels
+            .iter()
+            .zip(w)
+            .map(|(&q, &w)| f64::from(q) * f64::from(w)));
+        let qq: i32 = levels.iter().map(|&q| i32::from(q) * i32::from(q)).sum();
+        let other = stored(wq / f64::from(qq.max(1)));
+        if other == scale {
+            break;
         }
-        *best = Some((error, scale));
-        let (wq, qq) = levels.iter().zip(w).fold((0.0, 0.0), |(wq, qq), (&q, &w)| {
-            (
-                wq + f64::from(w) * f64::from(q),
-                qq + f64::from(q) * f64::from(q),
-            )
-        });
-        if qq > 0.0 {
-            scale = stored(wq / qq);
+        assign(w, other, LEVELS, &mut other_levels);
+        let other_error = squared_error(w, &other_levels, other.to_f32());
+        if other_error >= error {
+            break;
         }
+        (scale, error) = (other, other_error);
+        levels.copy_from_slice(&other_levels);
     }
+    scale
 }
 
 /// Nearest f16, but never zero.
@@ -99,51 +116,36 @@ fn stored(scale: f64) -> f16 {
     }
 }
 
-/// The nearest levels under a scale; all zero for none.
-fn assign(w: &[f32], scale: f16, levels: &mut [i8]) {
-    let scale = scale.to_f32();
-    for (level, w) in levels.iter_mut().zip(w) {
-        *level = if scale == 0.0 {
-            0
-        } else {
-            nearest(w / scale) as i8
-        };
-    }
-}
-
-/// The nearest level to `value`.
-fn nearest(value: f32) -> f32 {
-    super::round(value).clamp(-8.0, 7.0)
-}
-
 /// The scales that the levels at the best places ask for: one positive, one negative.
 fn best_starts(unit: &[f32]) -> [f64; 2] {
     // What the sums gain between one place and the next: by levels up to 7, and by the eighth
     // level of weights below and above zero.
     let mut climbs = [[Sums::default(); PLACES + 1]; 3];
+    let mut first = Sums::default();
     for &w in unit {
         let magnitude = w.abs();
-        let start = super::round(magnitude * FIRST);
-        climbs[0][0].wq += magnitude * start;
-        climbs[0][0].qq += start * start;
-        let mut level = start + 1.0;
-        while level <= 8.0 {
-            let at = ((level - 0.5) / magnitude - FIRST) * PER_STEP;
-            if at > PLACES as f32 {
+        let steps = PER_STEP / magnitude;
+        let mut level = round(magnitude * FIRST, 0.0, FIRST);
+        first.wq += magnitude * level;
+        first.qq += level * level;
+        while level < 8.0 {
+            // The weight reaches the next level between two places of the grid.
+            let at = (level + 0.5) * steps - FIRST * PER_STEP;
+            if at >= PLACES as f32 {
                 break;
             }
-            let side = if level < 8.0 {
+            let side = if level < 7.0 {
                 0
             } else {
                 1 + usize::from(w > 0.0)
             };
-            let climb = &mut climbs[side][at.max(0.0).ceil() as usize];
+            let climb = &mut climbs[side][(at.max(0.0) as i32 + 1) as usize];
             climb.wq += magnitude;
-            climb.qq += 2.0 * level - 1.0;
+            climb.qq += 2.0 * level + 1.0;
             level += 1.0;
         }
     }
-    let mut sums = [Sums::default(); 3];
+    let mut sums = [first, Sums::default(), Sums::default()];
     let mut best = [Sums::default(); 2];
     for i in 0..=PLACES {
         for (sum, climb) in sums.iter_mut().zip(&climbs) {
@@ -155,7 +157,7 @@ fn best_starts(unit: &[f32]) -> [f64; 2] {
                 wq: sums[0].wq + eighth.wq,
                 qq: sums[0].qq + eighth.qq,
             };
-            if here.gain() > best.gain() {
+            if here.gains_more_than(*best) {
                 *best = here;
             }
         }
@@ -164,29 +166,29 @@ fn best_starts(unit: &[f32]) -> [f64; 2] {
 }
 
 /// Turns of nearest levels and best scale, from `scale`, as long as the gain grows.
-fn improve(unit: &[f32], mut scale: f64) -> f64 {
-    let mut gain = 0.0;
+fn improve(unit: &[f32], scale: f64) -> Sums {
+    let mut best = sums_at(unit, scale);
     for _ in 0..ROUNDS {
-        let sums = sums_at(unit, (1.0 / scale) as f32);
-        if sums.gain() <= gain {
+        let next = sums_at(unit, best.scale());
+        if next.gain() <= best.gain() {
             break;
         }
-        gain = sums.gain();
-        scale = sums.scale();
+        best = next;
     }
-    scale
+    best
 }
 
-/// The sums of the nearest levels under the scale `1 / inverse`, in eight interleaved lanes.
-fn sums_at(unit: &[f32], inverse: f32) -> Sums {
+/// The sums of the nearest levels under `scale`, in eight interleaved lanes.
+fn sums_at(unit: &[f32], scale: f64) -> Sums {
     const LANES: usize = 8;
+    let inverse = (1.0 / scale) as f32;
     let mut lanes = ([0.0; LANES], [0.0; LANES]);
     let (whole, rest) = unit.as_chunks::<LANES>();
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
     for w in whole.iter().chain([&last]) {
         for (l, w) in w.iter().enumerate() {
-            let q = nearest(w * inverse);
+            let q = round(w * inverse, LEVELS.0, LEVELS.1);
             lanes.0[l] += w * q;
             lanes.1[l] += q * q;
         }

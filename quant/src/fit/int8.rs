@@ -2,6 +2,10 @@
 
 use half::f16;
 
+use super::assign;
+
+const LEVELS: (f32, f32) = (-127.0, 127.0);
+
 /// Fits one group: the scale is the largest magnitude over 127, rounded to f16 to that side where
 /// the squared error is less.
 ///
@@ -15,30 +19,22 @@ pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
         return nearest;
     }
     if f64::from(nearest) * 127.0 >= f64::from(largest) {
-        round(w, nearest, levels);
+        assign(w, nearest, LEVELS, levels);
         return nearest;
     }
     // Rounded down, the largest weights may be cut off; matters most among f16's subnormals.
     let above = f16::from_bits(nearest.to_bits() + 1);
-    round(w, above, levels);
+    assign(w, above, LEVELS, levels);
     if nearest.to_bits() == 0 {
         return above;
     }
     let error_above = crate::stats::squared_error(w, levels, above.to_f32());
     let mut cut = [0; 256];
     let cut = &mut cut[..w.len()];
-    round(w, nearest, cut);
+    assign(w, nearest, LEVELS, cut);
     if error_above < crate::stats::squared_error(w, cut, nearest.to_f32()) {
         return above;
     }
     levels.copy_from_slice(cut);
     nearest
-}
-
-/// The nearest levels under a scale above zero.
-fn round(w: &[f32], scale: f16, levels: &mut [i8]) {
-    let scale = scale.to_f32();
-    for (level, w) in levels.iter_mut().zip(w) {
-        *level = super::round(w / scale).clamp(-127.0, 127.0) as i8;
-    }
 }

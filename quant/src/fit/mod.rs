@@ -15,11 +15,20 @@ fn to_f16(scale: f64) -> f16 {
     f16::from_f32(scale as f32 + 0.0)
 }
 
-/// The nearest integer, half to even, of a number below 2²² in magnitude; larger ones stay large.
-///
-/// Adding 1.5 · 2²³ leaves no bits for a fraction. Unlike `f32::round_ties_even` it needs no
-/// instruction beyond SSE2, and loops over it become SIMD.
-fn round(value: f32) -> f32 {
-    const NO_FRACTION: f32 = 12_582_912.0;
-    (value + NO_FRACTION) - NO_FRACTION
+/// Adding it to a number below 2²² in magnitude leaves no bits for a fraction: the number is
+/// rounded half to even, and the low bits of the sum hold the integer. Unlike
+/// `f32::round_ties_even` this needs no instruction beyond SSE2, so loops over it become SIMD.
+const NO_FRACTION: f32 = 12_582_912.0;
+
+/// The nearest integer from `low` to `high`, both integers; half to even.
+fn round(value: f32, low: f32, high: f32) -> f32 {
+    (value.clamp(low, high) + NO_FRACTION) - NO_FRACTION
+}
+
+/// Fills in the nearest levels from `low` to `high` under a scale that is not zero.
+fn assign(w: &[f32], scale: f16, (low, high): (f32, f32), levels: &mut [i8]) {
+    let scale = scale.to_f32();
+    for (level, w) in levels.iter_mut().zip(w) {
+        *level = ((w / scale).clamp(low, high) + NO_FRACTION).to_bits() as i8;
+    }
 }

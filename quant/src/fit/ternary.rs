@@ -171,7 +171,8 @@ fn rate_distortion_threshold(
         counts[0] -= 1;
         counts[if w[i] > 0.0 { 1 } else { 2 }] += 1;
         let next = sorted.get(k + 1).map_or(0.0, |&key| unpack(key).0);
-        if next == magnitude || mass <= 0.0 {
+        // Equal magnitudes are kept or dropped together.
+        if next >= magnitude || mass <= 0.0 {
             continue;
         }
         let cost = 1.0 - sum * sum / mass / energy + weight * entropy_bits(&counts);

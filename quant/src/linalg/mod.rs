@@ -3,6 +3,14 @@
 //! They run on one thread, so that results do not depend on how many there are; callers decompose
 //! several matrices in parallel. With the feature `lapack` the module `lapack` offers the same by
 //! the system's LAPACK, as a cross-check.
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "views are passed like references"
+)]
+#![expect(
+    clippy::default_trait_access,
+    reason = "parameters of faer that are left alone"
+)]
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};

@@ -137,6 +137,10 @@ fn quantize_group(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::float_cmp,
+    reason = "the numbers compared are the same or wrong"
+)]
 mod tests {
     use super::*;
 

@@ -39,13 +39,27 @@ impl Element {
         }
     }
 
-    /// The element at the start of `bytes`.
-    pub(crate) fn read(self, bytes: &[u8]) -> f32 {
+    /// The elements of `bytes`, at most [`LANES`], followed by zeros.
+    pub(crate) fn read(self, bytes: &[u8]) -> [f32; LANES] {
+        let mut values = [0.0; LANES];
         match self {
-            Element::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-            Element::F16 => half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
-            Element::Bf16 => half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Element::F32 => {
+                for (value, b) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_le_bytes(*b);
+                }
+            }
+            Element::F16 => {
+                for (value, b) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = half::f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Element::Bf16 => {
+                for (value, b) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = half::bf16::from_le_bytes(*b).to_f32();
+                }
+            }
         }
+        values
     }
 }
 
@@ -200,8 +214,9 @@ fn scalar_tile(tile: &DenseTile<'_>, y: &mut [[f32; TILE]; TILE]) {
         for (w, y) in tile.w.chunks_exact(tile.cols * size).zip(y) {
             let mut lanes = [0.0; LANES];
             for (w, x) in w.chunks(LANES * size).zip(x.chunks(LANES)) {
-                for (lane, (w, x)) in lanes.iter_mut().zip(w.chunks_exact(size).zip(x)) {
-                    *lane += tile.element.read(w) * x;
+                let w = tile.element.read(w);
+                for (lane, (w, x)) in lanes.iter_mut().zip(w.iter().zip(x)) {
+                    *lane += w * x;
                 }
             }
             *y = reduce(lanes);

@@ -19,44 +19,56 @@ pub(crate) fn panel(
     let block_bytes = kind.block_bytes(panel.group);
     for (t, y) in (t0..).zip(y) {
         *y = [0.0; PANEL_ROWS];
-        let groups = panel
-            .codes
-            .chunks_exact(block_bytes)
-            .zip(a.codes(t).chunks_exact(panel.group));
-        for (g, (block, codes)) in groups.enumerate() {
-            let acc = block_sums(kind, block, codes, a.sums(t)[g]);
-            let ascale = a.scales(t)[g];
+        let blocks = panel.codes.chunks_exact(block_bytes);
+        let words = a.codes(t).as_chunks::<4>().0.chunks_exact(panel.group / 4);
+        for (g, (block, words)) in blocks.zip(words).enumerate() {
+            let (ascale, asum) = (a.scales(t)[g], a.sums(t)[g]);
+            let mut acc = [-kind.offset() * asum; PANEL_ROWS];
+            match kind {
+                Codes::Ternary => add_units(
+                    block,
+                    words,
+                    &mut acc,
+                    &[0, 2, 4, 6].map(|s| move |b: u8| i32::from((b >> s) & 3)),
+                ),
+                Codes::Int4 => add_units(
+                    block,
+                    words,
+                    &mut acc,
+                    &[0, 4].map(|s| move |b: u8| i32::from((b >> s) & 15)),
+                ),
+                Codes::Int8 => add_units(block, words, &mut acc, &[|b: u8| i32::from(b as i8)]),
+            }
             for (r, y) in y.iter_mut().enumerate() {
                 *y += acc[r] as f32 * (panel.scale(g, r) * ascale);
                 if let Some(shift) = panel.shift(g, r) {
-                    *y += shift * (ascale * a.sums(t)[g] as f32);
+                    *y += shift * (ascale * asum as f32);
                 }
             }
         }
     }
 }
 
-/// The sums of level times activation code of each row of a block. They start where the offset of
-/// the stored codes is already taken back.
-fn block_sums(kind: Codes, block: &[u8], codes: &[i8], asum: i32) -> [i32; PANEL_ROWS] {
-    let bits = kind.bits();
-    let mut acc = [-kind.offset() * asum; PANEL_ROWS];
-    for (unit, codes) in block
-        .chunks_exact(UNIT_BYTES)
-        .zip(codes.chunks_exact(kind.unit_cols()))
+/// Adds the sums of code times activation code of each row of a block, where `places[c]` reads the
+/// code that belongs to word `c` of a unit.
+fn add_units<const C: usize>(
+    block: &[u8],
+    words: &[[i8; 4]],
+    acc: &mut [i32; PANEL_ROWS],
+    places: &[impl Fn(u8) -> i32; C],
+) {
+    for (unit, words) in block
+        .as_chunks::<UNIT_BYTES>()
+        .0
+        .iter()
+        .zip(words.as_chunks::<C>().0)
     {
-        for (r, acc) in acc.iter_mut().enumerate() {
-            for (k, &a) in codes.iter().enumerate() {
-                let byte = unit[4 * r + k % 4];
-                let code = match kind {
-                    Codes::Int8 => i32::from(byte as i8),
-                    Codes::Ternary | Codes::Int4 => {
-                        i32::from(byte >> (k / 4 * bits)) & ((1 << bits) - 1)
-                    }
-                };
-                *acc += code * i32::from(a);
+        for (place, word) in places.iter().zip(words) {
+            for (acc, codes) in acc.iter_mut().zip(unit.as_chunks::<4>().0) {
+                for (code, a) in codes.iter().zip(word) {
+                    *acc += place(*code) * i32::from(*a);
+                }
             }
         }
     }
-    acc
 }

@@ -1,4 +1,8 @@
 //! Every instruction set against the scalar path, the scalar path against the definition.
+#![expect(
+    clippy::float_cmp,
+    reason = "the numbers compared are the same or wrong"
+)]
 
 mod dense;
 mod packed;

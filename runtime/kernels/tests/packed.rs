@@ -64,7 +64,7 @@ impl Matrix {
             &self.scales,
             shifts,
         )
-        .unwrap()
+        .expect("planes of the right length")
     }
 
     /// The weight in `row` and `col`, from single codes.
@@ -194,9 +194,9 @@ fn scalar_is_the_product_of_what_is_stored() {
                 w.view().dequantize_row(n, &mut row);
                 for i in 0..t {
                     let (mut exact, mut size) = (0.0, 0.0);
-                    for k in 0..cols {
+                    for (k, &stored) in row.iter().enumerate() {
                         let weight = w.weight(n, k);
-                        assert!((f64::from(row[k]) - weight).abs() <= weight.abs() * 1e-6 + 1e-6);
+                        assert!((f64::from(stored) - weight).abs() <= weight.abs() * 1e-6 + 1e-6);
                         let term =
                             weight * f64::from(a.codes(i)[k]) * f64::from(a.scales(i)[k / group]);
                         exact += term;

@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{INT4, INT8, TERNARY, check_bounds};
+use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
 use crate::activations::Activations;
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
@@ -45,33 +45,17 @@ unsafe fn rows<const BITS: usize>(
     // SAFETY: the tiles together are the rows of `y`.
     unsafe {
         for tile in fours {
-            tile_of::<BITS, 4>(p, a, t, tile);
+            tile_of::<BITS, 4, 1>(p, a, t, 0, tile);
+            tile_of::<BITS, 4, 1>(p, a, t, 1, tile);
             t += 4;
         }
         for tile in twos {
-            tile_of::<BITS, 2>(p, a, t, tile);
+            tile_of::<BITS, 2, 2>(p, a, t, 0, tile);
             t += 2;
         }
         for y in ones {
-            tile_of::<BITS, 1>(p, a, t, std::array::from_mut(y));
+            tile_of::<BITS, 1, 2>(p, a, t, 0, std::array::from_mut(y));
         }
-    }
-}
-
-/// `T` rows of activations with both halves of a panel.
-///
-/// Safety: as [`check_bounds`] says, for `T` rows.
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn tile_of<const BITS: usize, const T: usize>(
-    p: &Panel<'_>,
-    a: &Activations,
-    t0: usize,
-    out: &mut [[f32; PANEL_ROWS]; T],
-) {
-    // SAFETY: the contract is the same.
-    unsafe {
-        half_of::<BITS, T>(p, a, t0, 0, out);
-        half_of::<BITS, T>(p, a, t0, 1, out);
     }
 }
 
@@ -94,11 +78,12 @@ const fn words_per_widening<const BITS: usize>() -> usize {
     }
 }
 
-/// Rows `8 half .. 8 half + 8` of the panel.
+/// `T` rows of activations with `H` halves of the panel, from `half` on: both in one pass where
+/// there are registers enough.
 ///
-/// Safety: as [`check_bounds`] says, for `T` rows.
+/// Safety: as [`check_bounds`] says, for `T` rows; `half + H` is at most 2.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn half_of<const BITS: usize, const T: usize>(
+unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize>(
     p: &Panel<'_>,
     a: &Activations,
     t0: usize,
@@ -107,50 +92,67 @@ unsafe fn half_of<const BITS: usize, const T: usize>(
 ) {
     let (words_per_unit, words_per_group) = (8 / BITS, p.group / 4);
     let run = words_per_widening::<BITS>().min(words_per_group);
-    let mask = _mm256_set1_epi8(if BITS == TERNARY { 3 } else { 15 });
     let words: [*const i32; T] = std::array::from_fn(|t| a.words(t0 + t).as_ptr());
     let codes = p.codes.as_ptr().wrapping_add(half * UNIT_BYTES / 2);
-    let mut y = [_mm256_setzero_ps(); T];
+    let mut y = [[_mm256_setzero_ps(); H]; T];
     for g in 0..a.groups() {
-        let mut acc: [__m256i; T] =
-            std::array::from_fn(|t| _mm256_set1_epi32(-offset::<BITS>() * a.sums(t0 + t)[g]));
+        let mut acc: [[__m256i; H]; T] =
+            std::array::from_fn(|t| [_mm256_set1_epi32(-offset::<BITS>() * a.sums(t0 + t)[g]); H]);
         for first in (g * words_per_group..(g + 1) * words_per_group).step_by(run) {
-            let mut pairs = [_mm256_setzero_si256(); T];
+            let mut pairs = [[_mm256_setzero_si256(); H]; T];
             for u in first / words_per_unit..(first + run) / words_per_unit {
                 // SAFETY: unit `u` lies in group `g` of the codes, its words in that of each row.
-                let mut unit = unsafe { _mm256_loadu_si256(codes.add(u * UNIT_BYTES).cast()) };
-                for c in 0..words_per_unit {
-                    for t in 0..T {
-                        // SAFETY: as above.
-                        let word =
-                            _mm256_set1_epi32(unsafe { *words[t].add(u * words_per_unit + c) });
-                        let products = if BITS == INT8 {
-                            _mm256_maddubs_epi16(
-                                _mm256_abs_epi8(unit),
-                                _mm256_sign_epi8(word, unit),
-                            )
-                        } else {
-                            _mm256_maddubs_epi16(_mm256_and_si256(unit, mask), word)
-                        };
-                        pairs[t] = _mm256_add_epi16(pairs[t], products);
+                unsafe {
+                    let mut unit: [__m256i; H] = std::array::from_fn(|h| {
+                        let at = codes.add(u * UNIT_BYTES + h * UNIT_BYTES / 2);
+                        _mm256_loadu_si256(at.cast())
+                    });
+                    if T == 1 {
+                        let ahead = codes.wrapping_add(u * UNIT_BYTES + PREFETCH);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                     }
-                    unit = _mm256_srl_epi16(unit, _mm_cvtsi32_si128(BITS as i32));
+                    for c in 0..words_per_unit {
+                        for t in 0..T {
+                            let word = _mm256_set1_epi32(*words[t].add(u * words_per_unit + c));
+                            for h in 0..H {
+                                let products = products::<BITS>(unit[h], word);
+                                pairs[t][h] = _mm256_add_epi16(pairs[t][h], products);
+                            }
+                        }
+                        unit = unit.map(|u| _mm256_srl_epi16(u, _mm_cvtsi32_si128(BITS as i32)));
+                    }
                 }
             }
             for t in 0..T {
-                let wide = _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1));
-                acc[t] = _mm256_add_epi32(acc[t], wide);
+                for h in 0..H {
+                    let wide = _mm256_madd_epi16(pairs[t][h], _mm256_set1_epi16(1));
+                    acc[t][h] = _mm256_add_epi32(acc[t][h], wide);
+                }
             }
         }
         for t in 0..T {
             let (ascale, asum) = (a.scales(t0 + t)[g], a.sums(t0 + t)[g]);
-            // SAFETY: group `g` exists.
-            y[t] = unsafe { add_group(y[t], acc[t], p, g, half, ascale, asum) };
+            for h in 0..H {
+                // SAFETY: group `g` and the half exist.
+                y[t][h] = unsafe { add_group(y[t][h], acc[t][h], p, g, half + h, ascale, asum) };
+            }
         }
     }
     for (out, y) in out.iter_mut().zip(y) {
-        // SAFETY: eight of 16 floats, unaligned.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(8 * half), y) };
+        for (out, y) in out[8 * half..].chunks_exact_mut(8).zip(y) {
+            // SAFETY: eight floats, unaligned.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), y) };
+        }
+    }
+}
+
+/// The codes in the lowest place of each byte times activation codes, neighbours added.
+#[target_feature(enable = "avx2")]
+fn products<const BITS: usize>(unit: __m256i, word: __m256i) -> __m256i {
+    match BITS {
+        TERNARY => _mm256_maddubs_epi16(_mm256_and_si256(unit, _mm256_set1_epi8(3)), word),
+        INT4 => _mm256_maddubs_epi16(_mm256_and_si256(unit, _mm256_set1_epi8(15)), word),
+        _ => _mm256_maddubs_epi16(_mm256_abs_epi8(unit), _mm256_sign_epi8(word, unit)),
     }
 }
 

@@ -79,9 +79,11 @@ unsafe fn block<const E: u8, const N: usize, const T: usize>(
                 _mm256_storeu_ps(lanes.as_mut_ptr(), sums[t][n][0]);
                 _mm256_storeu_ps(lanes.as_mut_ptr().add(8), sums[t][n][1]);
             }
-            for (lane, k) in lanes.iter_mut().zip(whole..cols) {
-                let w = tile.element.read(&tile.w[((n0 + n) * cols + k) * size..]);
-                *lane += w * tile.x[(t0 + t) * cols + k];
+            let rest = |row: usize| row * cols + whole..(row + 1) * cols;
+            let (w, x) = (rest(n0 + n), &tile.x[rest(t0 + t)]);
+            let w = tile.element.read(&tile.w[w.start * size..w.end * size]);
+            for (lane, (w, x)) in lanes.iter_mut().zip(w.iter().zip(x)) {
+                *lane += w * x;
             }
             y[t0 + t][n0 + n] = reduce(lanes);
         }

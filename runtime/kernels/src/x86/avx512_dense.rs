@@ -87,21 +87,19 @@ unsafe fn block<const E: u8, const N: usize, const T: usize>(
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn load<const E: u8>(at: *const u8, mask: __mmask16) -> __m512 {
     // SAFETY: by contract; masked-out elements are not touched, and no alignment is needed.
-    unsafe {
-        match E {
-            F32 => _mm512_maskz_loadu_ps(mask, at.cast()),
-            _ => {
-                let halves = if mask == !0 {
-                    _mm256_loadu_si256(at.cast())
-                } else {
-                    _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(u32::from(mask), at.cast()))
-                };
-                if E == F16 {
-                    _mm512_cvtph_ps(halves)
-                } else {
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
-                }
-            }
+    let halves = unsafe {
+        if E == F32 {
+            return _mm512_maskz_loadu_ps(mask, at.cast());
         }
+        if mask == !0 {
+            _mm256_loadu_si256(at.cast())
+        } else {
+            _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(u32::from(mask), at.cast()))
+        }
+    };
+    if E == F16 {
+        _mm512_cvtph_ps(halves)
+    } else {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{INT4, INT8, TERNARY, check_bounds};
+use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
 use crate::activations::Activations;
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
@@ -207,6 +207,7 @@ unsafe fn one_row<const BITS: usize>(
                     let place = i % words_per_unit;
                     if place == 0 {
                         unit = load_unit::<BITS>(codes);
+                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH).cast());
                         codes = codes.add(UNIT_BYTES);
                     }
                     let mask = _mm512_set1_epi8((low << (BITS * place % 8)) as i8);

@@ -3,6 +3,17 @@
 //! An entry point may run only where its instruction set was detected. All of them are reachable
 //! only by way of [`crate::Isa`], which is the proof of that. Inside, unsafe code is limited to
 //! loads whose bounds the checked lengths of [`crate::PackedView`] and [`crate::Activations`] give.
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::wildcard_imports,
+        reason = "each path names a few dozen intrinsics"
+    )
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over registers, with one index for several arrays"
+)]
 #![expect(
     unsafe_code,
     reason = "loads, and calls of functions with target features"
@@ -21,6 +32,10 @@ use crate::packed::{Panel, SCALE_BYTES};
 const TERNARY: usize = Codes::Ternary.bits();
 const INT4: usize = Codes::Int4.bits();
 const INT8: usize = Codes::Int8.bits();
+
+/// How far ahead, in bytes, a single row asks for codes: the processor's own prefetching stops at
+/// page boundaries. Measured on Zen 5, a fifth faster for ternary codes.
+const PREFETCH: usize = 4096;
 
 /// What unchecked loads rely on: `rows` rows of activations from `t0` on exist, and they and the
 /// planes of the panel have the same groups. Panics otherwise.
