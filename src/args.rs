@@ -367,20 +367,40 @@ pub(crate) struct DemoArgs {
 
 fn finite(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if value.is_finite() { Ok(value) } else { Err("must be finite".to_owned()) }
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err("must be finite".to_owned())
+    }
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    finite(text).and_then(|v| if v > 0.0 { Ok(v) } else { Err("must be above 0".to_owned()) })
+    finite(text).and_then(|v| {
+        if v > 0.0 {
+            Ok(v)
+        } else {
+            Err("must be above 0".to_owned())
+        }
+    })
 }
 
 fn non_negative(text: &str) -> Result<f64, String> {
-    finite(text).and_then(|v| if v >= 0.0 { Ok(v) } else { Err("must be 0 or more".to_owned()) })
+    finite(text).and_then(|v| {
+        if v >= 0.0 {
+            Ok(v)
+        } else {
+            Err("must be 0 or more".to_owned())
+        }
+    })
 }
 
 fn share(text: &str) -> Result<f64, String> {
     finite(text).and_then(|v| {
-        if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must lie between 0 and 1".to_owned()) }
+        if (0.0..=1.0).contains(&v) {
+            Ok(v)
+        } else {
+            Err("must lie between 0 and 1".to_owned())
+        }
     })
 }
 

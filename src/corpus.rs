@@ -37,7 +37,10 @@ pub(crate) fn measurement(
     let ctx = match args.ctx {
         Some(ctx) if ctx as usize > spec.max_positions => {
             return Err(Misuse::new(
-                format!("--ctx {ctx} is longer than the model's {} positions", spec.max_positions),
+                format!(
+                    "--ctx {ctx} is longer than the model's {} positions",
+                    spec.max_positions
+                ),
                 format!("ask for --ctx {} or less", spec.max_positions),
             )
             .into());
@@ -48,7 +51,10 @@ pub(crate) fn measurement(
     let mut texts = Vec::new();
     for path in &args.texts {
         let text = read_text(path)?;
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let name = path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy();
         texts.push(tokenize(&name, &text, tokenizer)?);
     }
     if texts.is_empty() {
@@ -59,11 +65,20 @@ pub(crate) fn measurement(
         ProtocolArg::LlamaCpp512 => Protocol::LlamaCpp512,
     };
     let max_tokens = usize::try_from(args.max_eval_tokens).unwrap_or(usize::MAX);
-    Ok(Measurement { texts, protocol, ctx, max_tokens })
+    Ok(Measurement {
+        texts,
+        protocol,
+        ctx,
+        max_tokens,
+    })
 }
 
 /// A text and its tokens.
-pub(crate) fn tokenize(name: &str, text: &str, tokenizer: &TextTokenizer) -> anyhow::Result<EvalText> {
+pub(crate) fn tokenize(
+    name: &str,
+    text: &str,
+    tokenizer: &TextTokenizer,
+) -> anyhow::Result<EvalText> {
     let tokens = tokenizer.encode_plain(text)?;
     Ok(EvalText::new(name, text, tokens, bos(tokenizer)?))
 }
@@ -88,6 +103,5 @@ fn read_text(path: &Path) -> anyhow::Result<String> {
         .into());
     }
     let bytes = fs_err::read(path)?;
-    String::from_utf8(bytes)
-        .with_context(|| format!("`{}`: the text is not UTF-8", path.display()))
+    String::from_utf8(bytes).with_context(|| format!("`{}`: the text is not UTF-8", path.display()))
 }

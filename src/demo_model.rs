@@ -12,10 +12,22 @@ pub(crate) const CTX: usize = 256;
 pub(crate) const NAME: &str = "fable-2m";
 
 const FILES: [(&str, &[u8]); 4] = [
-    ("config.json", include_bytes!("../fixtures/models/fable-2m/config.json")),
-    ("model.safetensors", include_bytes!("../fixtures/models/fable-2m/model.safetensors")),
-    ("tokenizer.json", include_bytes!("../fixtures/models/fable-2m/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../fixtures/models/fable-2m/tokenizer_config.json")),
+    (
+        "config.json",
+        include_bytes!("../fixtures/models/fable-2m/config.json"),
+    ),
+    (
+        "model.safetensors",
+        include_bytes!("../fixtures/models/fable-2m/model.safetensors"),
+    ),
+    (
+        "tokenizer.json",
+        include_bytes!("../fixtures/models/fable-2m/tokenizer.json"),
+    ),
+    (
+        "tokenizer_config.json",
+        include_bytes!("../fixtures/models/fable-2m/tokenizer_config.json"),
+    ),
 ];
 
 /// Writes the model as a checkpoint folder.

@@ -22,7 +22,10 @@ pub(crate) struct Misuse {
 
 impl Misuse {
     pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Misuse { message: message.into(), hint: hint.into() }
+        Misuse {
+            message: message.into(),
+            hint: hint.into(),
+        }
     }
 }
 
@@ -45,28 +48,49 @@ pub(crate) struct Failure {
 pub(crate) fn classify(error: &anyhow::Error) -> Failure {
     for cause in error.chain() {
         if let Some(misuse) = cause.downcast_ref::<Misuse>() {
-            return Failure { exit: Exit::Usage, hint: Some(misuse.hint.clone()) };
+            return Failure {
+                exit: Exit::Usage,
+                hint: Some(misuse.hint.clone()),
+            };
         }
         if let Some(e) = cause.downcast_ref::<ConvertError>() {
             return convert(e);
         }
         if let Some(e) = cause.downcast_ref::<VerifyError>() {
-            return Failure { exit: verify(e), hint: e.hint() };
+            return Failure {
+                exit: verify(e),
+                hint: e.hint(),
+            };
         }
         if let Some(e) = cause.downcast_ref::<neuroconv_runtime::Error>() {
-            return Failure { exit: Exit::Input, hint: e.hint() };
+            return Failure {
+                exit: Exit::Input,
+                hint: e.hint(),
+            };
         }
         if let Some(e) = cause.downcast_ref::<RecipeError>() {
-            return Failure { exit: recipe(e), hint: e.hint() };
+            return Failure {
+                exit: recipe(e),
+                hint: e.hint(),
+            };
         }
         if let Some(e) = cause.downcast_ref::<neuroconv_format::Error>() {
-            return Failure { exit: Exit::Input, hint: e.hint() };
+            return Failure {
+                exit: Exit::Input,
+                hint: e.hint(),
+            };
         }
         if let Some(e) = cause.downcast_ref::<io::Error>() {
-            return Failure { exit: io(e), hint: None };
+            return Failure {
+                exit: io(e),
+                hint: None,
+            };
         }
     }
-    Failure { exit: Exit::Input, hint: None }
+    Failure {
+        exit: Exit::Input,
+        hint: None,
+    }
 }
 
 fn convert(error: &ConvertError) -> Failure {
@@ -82,12 +106,18 @@ fn convert(error: &ConvertError) -> Failure {
         | ConvertError::StagingForeign { .. }
         | ConvertError::DiskSpace { .. } => Exit::Resources,
         ConvertError::Interrupted { .. } => {
-            return Failure { exit: Exit::Interrupted, hint: Some(interrupt::resume_hint()) };
+            return Failure {
+                exit: Exit::Interrupted,
+                hint: Some(interrupt::resume_hint()),
+            };
         }
         ConvertError::UnplannedSize { .. } | ConvertError::NotPassed { .. } => Exit::Bug,
         _ => Exit::Input,
     };
-    Failure { exit, hint: error.hint() }
+    Failure {
+        exit,
+        hint: error.hint(),
+    }
 }
 
 fn verify(error: &VerifyError) -> Exit {
@@ -120,7 +150,9 @@ fn recipe(error: &RecipeError) -> Exit {
 
 fn io(error: &io::Error) -> Exit {
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Exit::Input,
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            Exit::Input
+        }
         _ => Exit::Resources,
     }
 }

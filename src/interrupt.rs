@@ -26,10 +26,16 @@ pub(crate) fn watch_resumable() {
 /// What to do after an interruption.
 pub(crate) fn resume_hint() -> String {
     let command: Vec<String> = std::env::args().collect();
-    format!("what is finished is kept; the same command goes on from there:\n  {}", command.join(" "))
+    format!(
+        "what is finished is kept; the same command goes on from there:\n  {}",
+        command.join(" ")
+    )
 }
 
-#[expect(clippy::exit, reason = "a signal handler has nobody to return an exit code to")]
+#[expect(
+    clippy::exit,
+    reason = "a signal handler has nobody to return an exit code to"
+)]
 fn leave() -> ! {
     std::process::exit(Exit::Interrupted as i32)
 }

@@ -24,7 +24,9 @@ pub(crate) fn cpu() -> String {
     let name = info
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']).trim());
+        .map_or("unknown processor", |rest| {
+            rest.trim_start_matches([' ', '\t', ':']).trim()
+        });
     let isa = neuroconv_kernels::isa().map_or("no instruction set", |isa| isa.name());
     format!("{name}, {isa}")
 }
@@ -39,7 +41,7 @@ mod tests {
         reset_peak_rss();
         let before = peak_rss_bytes();
         assert!(before > 0);
-        let block = vec![1u8; 64 << 20];
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
         assert!(peak_rss_bytes() >= before + (32 << 20), "{}", block.len());
     }
 }

@@ -30,17 +30,25 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+            return if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            }
+            .into();
         }
     };
     let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.verbose);
     init_log(cli.global.verbose);
     if let Err(error) = init_threads(cli.global.threads) {
-        ui.error(&error, None);
+        Ui::error(&error, None);
         return Exit::Resources.into();
     }
     if let Err(error) = neuroconv_kernels::isa() {
-        ui.error(&error.into(), Some("unset NEUROCONV_ISA to use the best one"));
+        Ui::error(
+            &error.into(),
+            Some("unset NEUROCONV_ISA to use the best one"),
+        );
         return Exit::Usage.into();
     }
     let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| run(cli.command, ui)));
@@ -48,12 +56,15 @@ fn main() -> ExitCode {
         Ok(Ok(exit)) => exit.into(),
         Ok(Err(error)) => {
             let failure = failure::classify(&error);
-            ui.error(&error, failure.hint.as_deref());
+            Ui::error(&error, failure.hint.as_deref());
             failure.exit.into()
         }
         Err(_) => {
             let error = anyhow::anyhow!("internal bug: an invariant of neuroconv is broken");
-            ui.error(&error, Some("please report the lines above, with the command"));
+            Ui::error(
+                &error,
+                Some("please report the lines above, with the command"),
+            );
             Exit::Bug.into()
         }
     }
@@ -63,9 +74,9 @@ fn run(command: Command, ui: Ui) -> anyhow::Result<Exit> {
     match command {
         Command::Inspect(args) => cmd::inspect::run(&args, ui),
         Command::Plan(args) => cmd::plan::run(&args, ui),
-        Command::Int8(args) => cmd::convert::int8(args, ui),
-        Command::Int4(args) => cmd::convert::int4(args, ui),
-        Command::Ternary(args) => cmd::convert::ternary(args, ui),
+        Command::Int8(args) => cmd::convert::int8(&args, ui),
+        Command::Int4(args) => cmd::convert::int4(&args, ui),
+        Command::Ternary(args) => cmd::convert::ternary(&args, ui),
         Command::Run(args) => cmd::convert::recipe(args, ui),
         Command::Verify(args) => cmd::verify::run(&args, ui),
         Command::Eval(args) => cmd::eval::run(&args, ui),
@@ -87,13 +98,20 @@ fn init_log(verbose: u8) {
         1 => "info",
         _ => "debug",
     };
-    let filter = EnvFilter::try_from_env("NEUROCONV_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let filter =
+        EnvFilter::try_from_env("NEUROCONV_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
 }
 
 fn init_threads(threads: Option<u16>) -> anyhow::Result<()> {
     if let Some(threads) = threads {
-        rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global()?;
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(usize::from(threads))
+            .build_global()?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use neuroconv_convert::{Emission, Plan, StagedArtifact, Staging};
 use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_format::{Manifest, Validate};
 use neuroconv_recipes::{Limits, Recipe};
-use neuroconv_runtime::{Checkpoint, PackedModel, Progress, WeightSource};
+use neuroconv_runtime::{Checkpoint, KvCache, PackedModel, Progress, WeightSource};
 use neuroconv_verify::report::{ArtifactRecord, Report, SCHEMA_VERSION, StageRecord, TensorLine};
 use neuroconv_verify::{Verdict, Verification, VerifyOptions};
 
@@ -70,27 +70,55 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
     let convert_s = start.elapsed().as_secs_f64();
     let model = PackedModel::open(&staged.path(), Validate::Full)?;
     let options = options(job.measurement, &job.recipe.limits, job.allow_quality_loss);
-    let verification =
-        neuroconv_verify::verify(job.source, &model, &job.measurement.texts, &options, progress)?;
+    let verification = neuroconv_verify::verify(
+        job.source,
+        &model,
+        &job.measurement.texts,
+        &options,
+        progress,
+    )?;
     let advice = advice(&verification, staged.manifest());
-    let mut report = report(verification, job.source, &model, job.output)?;
-    report.stages.insert(0, StageRecord { name: "convert".to_owned(), wall_s: convert_s });
-    report.warnings.extend(job.plan.warnings.iter().chain(staged.notes()).cloned());
-    Ok(Judged { staged, report, advice })
+    let mut report = report(verification, job.source, &model, job.output);
+    report.stages.insert(
+        0,
+        StageRecord {
+            name: "convert".to_owned(),
+            wall_s: convert_s,
+        },
+    );
+    report
+        .warnings
+        .extend(job.plan.warnings.iter().chain(staged.notes()).cloned());
+    Ok(Judged {
+        staged,
+        report,
+        advice,
+    })
 }
 
 /// What would help an artifact that was not passed.
 pub(crate) fn advice(verification: &Verification, manifest: &Manifest) -> Vec<String> {
-    neuroconv_verify::advice(&verification.judgement, &verification.metrics, body_codec(manifest))
+    neuroconv_verify::advice(
+        &verification.judgement,
+        &verification.metrics,
+        body_codec(manifest),
+    )
 }
 
 /// The codec that most bytes of the blocks' matrices are stored in.
 fn body_codec(manifest: &Manifest) -> &'static str {
     let mut bytes = std::collections::BTreeMap::new();
-    for tensor in manifest.tensors.iter().filter(|t| t.name.starts_with("blk.")) {
+    for tensor in manifest
+        .tensors
+        .iter()
+        .filter(|t| t.name.starts_with("blk."))
+    {
         *bytes.entry(tensor.codec.name()).or_insert(0) += tensor.size;
     }
-    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(codec, _)| codec)
+    bytes
+        .into_iter()
+        .max_by_key(|(_, bytes)| *bytes)
+        .map_or("", |(codec, _)| codec)
 }
 
 /// The report on an artifact, from what was measured and what its manifest says.
@@ -99,11 +127,17 @@ pub(crate) fn report(
     base: &dyn WeightSource,
     artifact: &PackedModel,
     path: &Path,
-) -> anyhow::Result<Report> {
+) -> Report {
     let manifest = artifact.artifact().manifest();
     let exit_code = verification.judgement.exit_code();
-    let Verification { metrics, parity, judgement, corpora, stages } = verification;
-    Ok(Report {
+    let Verification {
+        metrics,
+        parity,
+        judgement,
+        corpora,
+        stages,
+    } = verification;
+    Report {
         schema_version: SCHEMA_VERSION,
         verdict: judgement.verdict,
         exit_code,
@@ -112,8 +146,8 @@ pub(crate) fn report(
             path: path.display().to_string(),
             size_bytes: manifest.size.weights_bytes,
             bits_per_weight: manifest.size.bits_per_weight,
-            kv_bytes_per_token: cache_bytes_per_token(artifact)?,
-            kv_bytes_per_token_source: cache_bytes_per_token(base)?,
+            kv_bytes_per_token: KvCache::bytes_per_token(artifact.spec()) as u64,
+            kv_bytes_per_token_source: KvCache::bytes_per_token(base.spec()) as u64,
         },
         corpora,
         metrics,
@@ -126,12 +160,7 @@ pub(crate) fn report(
         threads: rayon::current_num_threads(),
         cpu: machine::cpu(),
         warnings: Vec::new(),
-    })
-}
-
-/// Bytes that one token adds to the runtime's cache.
-fn cache_bytes_per_token(model: &dyn WeightSource) -> anyhow::Result<u64> {
-    Ok(neuroconv_runtime::KvCache::bytes_per_token(model.spec()) as u64)
+    }
 }
 
 /// The exit code of a report.
@@ -156,14 +185,27 @@ pub(crate) fn settle(
         Verdict::Pass => VerdictStatus::Pass,
         Verdict::Waived => VerdictStatus::Waived,
         Verdict::Fail | Verdict::Inconclusive => {
-            staged.reject().context("cannot remove the staging folder")?;
+            staged
+                .reject()
+                .context("cannot remove the staging folder")?;
             return Ok((report, None));
         }
     };
-    let waived = report.checks.iter().filter(|c| c.waived).map(|c| c.id.clone()).collect();
+    let waived = report
+        .checks
+        .iter()
+        .filter(|c| c.waived)
+        .map(|c| c.id.clone())
+        .collect();
     let rendered = forms.render(&report)?;
     let carried = FrontMatter::read(job.source.files().path());
-    let card = reports::card(&report, job.recipe, staged.manifest(), staged.target(), carried);
+    let card = reports::card(
+        &report,
+        job.recipe,
+        staged.manifest(),
+        staged.target(),
+        carried,
+    );
     let emission = Emission {
         verdict,
         waived,

@@ -11,7 +11,11 @@ pub(crate) fn bytes(n: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.2} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.2} {}", UNITS[unit])
+    }
 }
 
 /// A table as a terminal shows it: no borders, a line under the header. The columns named in
@@ -37,7 +41,11 @@ fn build(preset: &str, header: &[&str], rows: &[Vec<String>], right: &[usize]) -
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A figure with four significant digits.
@@ -51,7 +59,13 @@ pub(crate) fn number(x: f64) -> String {
 
 /// Seconds with as many digits as matter.
 pub(crate) fn seconds(s: f64) -> String {
-    if s < 10.0 { format!("{s:.1} s") } else if s < 600.0 { format!("{s:.0} s") } else { format!("{:.0} min", s / 60.0) }
+    if s < 10.0 {
+        format!("{s:.1} s")
+    } else if s < 600.0 {
+        format!("{s:.0} s")
+    } else {
+        format!("{:.0} min", s / 60.0)
+    }
 }
 
 #[cfg(test)]
@@ -76,9 +90,15 @@ mod tests {
 
     #[test]
     fn tables_align() {
-        let rows = vec![vec!["int8".into(), "8.1".into()], vec!["ternary".into(), "12.5".into()]];
+        let rows = vec![
+            vec!["int8".into(), "8.1".into()],
+            vec!["ternary".into(), "12.5".into()],
+        ];
         let text = table(&["codec", "bits"], &rows, &[1]);
         assert_eq!(text.lines().count(), 3);
-        assert!(text.lines().all(|l| l.ends_with("bits") || l.ends_with('1') || l.ends_with('5')));
+        assert!(
+            text.lines()
+                .all(|l| l.ends_with("bits") || l.ends_with('1') || l.ends_with('5'))
+        );
     }
 }

@@ -1,10 +1,11 @@
-//! The forms of a report: JSON, Markdown, HTML, JUnit, and the model card.
+//! The forms of a report: JSON, Markdown, HTML, `JUnit`, and the model card.
 
 use std::path::Path;
 
 use neuroconv_convert::Card;
 use neuroconv_convert::card::FrontMatter;
 use neuroconv_format::Manifest;
+use neuroconv_format::manifest::SourceRecord;
 use neuroconv_recipes::Recipe;
 use neuroconv_verify::render::{render_html, render_junit, render_markdown};
 use neuroconv_verify::report::Report;
@@ -31,7 +32,12 @@ impl Forms {
 
     /// Every form.
     pub(crate) fn all() -> Self {
-        Forms(vec![ReportForm::Json, ReportForm::Md, ReportForm::Html, ReportForm::Junit])
+        Forms(vec![
+            ReportForm::Json,
+            ReportForm::Md,
+            ReportForm::Html,
+            ReportForm::Junit,
+        ])
     }
 
     /// The report in each wanted form; JSON always.
@@ -53,9 +59,11 @@ pub(crate) fn write(dir: &Path, forms: &Forms, report: &Report) -> anyhow::Resul
     let rendered = forms.render(report)?;
     fs_err::create_dir_all(dir)?;
     fs_err::write(dir.join("report.json"), &rendered.json)?;
-    for (name, bytes) in
-        [("report.md", rendered.md), ("report.html", rendered.html), ("junit.xml", rendered.junit)]
-    {
+    for (name, bytes) in [
+        ("report.md", rendered.md),
+        ("report.html", rendered.html),
+        ("junit.xml", rendered.junit),
+    ] {
         if let Some(bytes) = bytes {
             fs_err::write(dir.join(name), bytes)?;
         }
@@ -64,8 +72,18 @@ pub(crate) fn write(dir: &Path, forms: &Forms, report: &Report) -> anyhow::Resul
 }
 
 /// What the artifact's `README.md` says.
-pub(crate) fn card(report: &Report, recipe: &Recipe, manifest: &Manifest, target: &Path, carried: FrontMatter) -> Card {
-    let title = target.file_name().unwrap_or(target.as_os_str()).to_string_lossy().into_owned();
+pub(crate) fn card(
+    report: &Report,
+    recipe: &Recipe,
+    manifest: &Manifest,
+    target: &Path,
+    carried: FrontMatter,
+) -> Card {
+    let title = target
+        .file_name()
+        .unwrap_or(target.as_os_str())
+        .to_string_lossy()
+        .into_owned();
     let waived = report.verdict == Verdict::Waived;
     Card {
         title,
@@ -86,32 +104,71 @@ pub(crate) fn card(report: &Report, recipe: &Recipe, manifest: &Manifest, target
         recipe_toml: recipe.to_toml(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         limits: vec![
-            "Measured by next-token statistics on the texts named in the report, nothing else.".to_owned(),
+            "Measured by next-token statistics on the texts named in the report, nothing else."
+                .to_owned(),
             "Behaviour that those texts do not exercise was not compared.".to_owned(),
         ],
     }
 }
 
+/// Bytes of the weight files of a source.
+pub(crate) fn weight_bytes(source: &SourceRecord) -> u64 {
+    source
+        .files
+        .iter()
+        .filter(|f| f.path.ends_with(".safetensors"))
+        .map(|f| f.size)
+        .sum()
+}
+
 fn comparison(report: &Report) -> Vec<[String; 3]> {
     let m = &report.metrics;
-    let source_bytes: u64 = report.source.files.iter().map(|f| f.size).sum();
+    let source_bytes = weight_bytes(&report.source);
     let row = |name: &str, a: String, b: String| [name.to_owned(), a, b];
     vec![
-        row("weight files", present::bytes(source_bytes), present::bytes(report.artifact.size_bytes)),
+        row(
+            "weight files",
+            present::bytes(source_bytes),
+            present::bytes(report.artifact.size_bytes),
+        ),
         row(
             "bits per weight",
-            format!("{:.3}", source_bytes as f64 * 8.0 / report.source.params as f64),
+            format!(
+                "{:.3}",
+                source_bytes as f64 * 8.0 / report.source.params as f64
+            ),
             format!("{:.3}", report.artifact.bits_per_weight),
         ),
-        row("perplexity", format!("{:.4}", m.ppl_base.value), format!("{:.4}", m.ppl.value)),
-        row("mean KL divergence, nats", "0".to_owned(), format!("{:.5}", m.kld_mean.value)),
-        row("same best token", "100 %".to_owned(), format!("{:.2} %", m.top1.value * 100.0)),
+        row(
+            "perplexity",
+            format!("{:.4}", m.ppl_base.value),
+            format!("{:.4}", m.ppl.value),
+        ),
+        row(
+            "mean KL divergence, nats",
+            "0".to_owned(),
+            format!("{:.5}", m.kld_mean.value),
+        ),
+        row(
+            "same best token",
+            "100 %".to_owned(),
+            format!("{:.2} %", m.top1.value * 100.0),
+        ),
     ]
 }
 
 fn check_row(check: &Check) -> [String; 4] {
-    let status = if check.waived { "waived" } else { status_word(check) };
-    [check.id.clone(), present::number(check.limit), present::number(check.observed), status.to_owned()]
+    let status = if check.waived {
+        "waived"
+    } else {
+        status_word(check)
+    };
+    [
+        check.id.clone(),
+        present::number(check.limit),
+        present::number(check.observed),
+        status.to_owned(),
+    ]
 }
 
 /// How a check ended, in a word.
@@ -144,6 +201,15 @@ fn command_line() -> String {
             _ => word,
         }
     });
-    let quote = |word: String| if word.contains(' ') { format!("'{word}'") } else { word };
-    std::iter::once("neuroconv".to_owned()).chain(words.map(quote)).collect::<Vec<_>>().join(" ")
+    let quote = |word: String| {
+        if word.contains(' ') {
+            format!("'{word}'")
+        } else {
+            word
+        }
+    };
+    std::iter::once("neuroconv".to_owned())
+        .chain(words.map(quote))
+        .collect::<Vec<_>>()
+        .join(" ")
 }

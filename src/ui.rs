@@ -1,6 +1,6 @@
 //! The only place that prints: results on stdout, everything else on stderr.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -23,7 +23,11 @@ pub(crate) struct Ui {
 
 impl Ui {
     pub(crate) fn new(json: bool, quiet: bool, verbose: u8) -> Self {
-        Ui { json, quiet, verbose }
+        Ui {
+            json,
+            quiet,
+            verbose,
+        }
     }
 
     /// Whether more was asked for.
@@ -34,14 +38,14 @@ impl Ui {
     /// A line of the result, unless the result is JSON.
     pub(crate) fn result(self, line: impl Display) {
         if !self.json {
-            self.raw(&format!("{line}\n"));
+            Self::raw(&format!("{line}\n"));
         }
     }
 
     /// A piece of the result without a line end, at once, unless the result is JSON.
     pub(crate) fn piece(self, text: &str) {
         if !self.json {
-            self.raw(text);
+            Self::raw(text);
         }
     }
 
@@ -49,7 +53,7 @@ impl Ui {
     pub(crate) fn object(self, value: &impl Serialize) -> anyhow::Result<()> {
         if self.json {
             let text = serde_json::to_string_pretty(value)?;
-            self.raw(&format!("{text}\n"));
+            Self::raw(&format!("{text}\n"));
         }
         Ok(())
     }
@@ -76,11 +80,13 @@ impl Ui {
     }
 
     /// An error with everything known about it, and what to do.
-    pub(crate) fn error(self, error: &anyhow::Error, hint: Option<&str>) {
+    pub(crate) fn error(error: &anyhow::Error, hint: Option<&str>) {
         let mut text = format!("error: {}\n", clean(&format!("{error:#}")));
         if let Some(hint) = hint {
             for line in hint.lines() {
-                text.push_str(&format!("hint: {line}\n"));
+                text.push_str("hint: ");
+                text.push_str(line);
+                text.push('\n');
             }
         }
         Self::stderr(&text);
@@ -91,14 +97,18 @@ impl Ui {
         if self.quiet {
             Box::new(neuroconv_runtime::Quiet)
         } else if io::stderr().is_terminal() {
-            Box::new(Bar { bar: Mutex::new(ProgressBar::hidden()) })
+            Box::new(Bar {
+                bar: Mutex::new(ProgressBar::hidden()),
+            })
         } else {
-            Box::new(Lines { stage: Mutex::new(None) })
+            Box::new(Lines {
+                stage: Mutex::new(None),
+            })
         }
     }
 
     /// Writes to stdout; a reader that has gone away is no error.
-    fn raw(self, text: &str) {
+    fn raw(text: &str) {
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
@@ -110,7 +120,15 @@ impl Ui {
 
 /// Untrusted text without control characters, so that no file can move the cursor.
 fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() && c != '\n' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 /// One bar per stage on a terminal.
@@ -129,9 +147,12 @@ impl Bar {
 impl Progress for Bar {
     fn start(&self, stage: &str, total: u64, unit: &str) {
         let template = if unit == "bytes" {
-            "{msg:24} {bar:28} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}".to_owned()
+            "{msg:24} {bar:28} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}"
+                .to_owned()
         } else {
-            format!("{{msg:24}} {{bar:28}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} eta {{eta}}")
+            format!(
+                "{{msg:24}} {{bar:28}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} eta {{eta}}"
+            )
         };
         self.with(|bar| {
             *bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
@@ -176,7 +197,7 @@ impl Stage {
         );
         if self.done > 0 && self.done < self.total {
             let eta = (self.total - self.done) as f64 / rate;
-            line.push_str(&format!(", {rate:.0} {}/s, eta {eta:.0} s", self.unit));
+            let _ = write!(line, ", {rate:.0} {}/s, eta {eta:.0} s", self.unit);
         }
         line
     }

@@ -18,12 +18,12 @@ use crate::present;
 use crate::reports::{self, Forms};
 use crate::ui::Ui;
 
-pub(crate) fn int8(args: QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
-    quantize("int8", &args, ui)
+pub(crate) fn int8(args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
+    quantize("int8", args, ui)
 }
 
-pub(crate) fn int4(args: QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
-    quantize("int4", &args, ui)
+pub(crate) fn int4(args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
+    quantize("int4", args, ui)
 }
 
 fn quantize(name: &str, args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -34,7 +34,7 @@ fn quantize(name: &str, args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
     convert(&args.model, recipe, &args.convert, ui)
 }
 
-pub(crate) fn ternary(args: TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
+pub(crate) fn ternary(args: &TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
     let mut recipe = neuroconv_recipes::builtin("ternary")?;
     if let Some(group) = args.group_size {
         recipe.set_group_size(group)?;
@@ -48,7 +48,10 @@ pub(crate) fn ternary(args: TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
 pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
     let (recipe, run) = plan::recipe_with_run(&args.recipe)?;
     let model = args.model.or(run.model.map(PathBuf::from)).ok_or_else(|| {
-        Misuse::new("no model is named", "name one after the recipe, or in the recipe: [run] model = \"…\"")
+        Misuse::new(
+            "no model is named",
+            "name one after the recipe, or in the recipe: [run] model = \"…\"",
+        )
     })?;
     let output = &mut args.convert.output.output;
     *output = output.take().or(run.output.map(PathBuf::from));
@@ -112,7 +115,11 @@ fn convert(model: &Path, mut recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyh
 /// `MODEL-RECIPE` in the current folder.
 fn default_output(model: &Path, recipe: &str) -> anyhow::Result<PathBuf> {
     let model = fs_err::canonicalize(model)?;
-    let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy().into_owned();
+    let name = model
+        .file_name()
+        .unwrap_or(model.as_os_str())
+        .to_string_lossy()
+        .into_owned();
     Ok(PathBuf::from(format!("{name}-{recipe}")))
 }
 
@@ -126,17 +133,28 @@ pub(crate) fn show(
     let m = &report.metrics;
     let interval = |i: &neuroconv_verify::Interval| match (i.lo, i.hi) {
         (Some(lo), Some(hi)) => {
-            format!("{} ({} to {})", present::number(i.value), present::number(lo), present::number(hi))
+            format!(
+                "{} ({} to {})",
+                present::number(i.value),
+                present::number(lo),
+                present::number(hi)
+            )
         }
         _ => present::number(i.value),
     };
     let rows = [
-        ("weights", format!(
-            "{}, {:.3} bits per weight",
-            present::bytes(report.artifact.size_bytes),
-            report.artifact.bits_per_weight
-        )),
-        ("perplexity", format!("{:.4} -> {:.4}", m.ppl_base.value, m.ppl.value)),
+        (
+            "weights",
+            format!(
+                "{}, {:.3} bits per weight",
+                present::bytes(report.artifact.size_bytes),
+                report.artifact.bits_per_weight
+            ),
+        ),
+        (
+            "perplexity",
+            format!("{:.4} -> {:.4}", m.ppl_base.value, m.ppl.value),
+        ),
         ("ratio", interval(&m.ppl_ratio)),
         ("mean KL", format!("{} nats", interval(&m.kld_mean))),
         ("same best", interval(&m.top1)),
@@ -154,11 +172,23 @@ pub(crate) fn show(
                 CheckStatus::Fail => "fail",
                 CheckStatus::Inconclusive => "inconclusive",
             };
-            let status = if c.waived { format!("{status}, waived") } else { status.to_owned() };
-            vec![c.id.clone(), present::number(c.observed), present::number(c.limit), status]
+            let status = if c.waived {
+                format!("{status}, waived")
+            } else {
+                status.to_owned()
+            };
+            vec![
+                c.id.clone(),
+                present::number(c.observed),
+                present::number(c.limit),
+                status,
+            ]
         })
         .collect();
-    ui.result(format!("\n{}\n", present::table(&["check", "observed", "limit", ""], &checks, &[1, 2])));
+    ui.result(format!(
+        "\n{}\n",
+        present::table(&["check", "observed", "limit", ""], &checks, &[1, 2])
+    ));
     for warning in &report.warnings {
         ui.warn(warning);
     }

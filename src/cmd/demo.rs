@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use neuroconv_runtime::{Checkpoint, Decoder, PackedModel, Sampler, TextTokenizer, WeightSource};
+use neuroconv_runtime::{
+    Checkpoint, Decoder, PackedModel, Sampler, SamplerConfig, TextTokenizer, WeightSource,
+};
 use neuroconv_verify::report::Report;
 use serde::Serialize;
 
@@ -24,7 +26,14 @@ const RECIPES: [&str; 3] = ["int8", "int4", "ternary"];
 /// What each model is asked to continue.
 const PROMPT_WORDS: usize = 6;
 /// Tokens that each model writes.
-const SAMPLE_TOKENS: usize = 60;
+const SAMPLE_TOKENS: usize = 80;
+/// How each model writes: the same draws for all.
+const SAMPLING: SamplerConfig = SamplerConfig {
+    temperature: 0.7,
+    top_k: None,
+    top_p: 0.95,
+    seed: 1,
+};
 
 /// One line of the table.
 #[derive(Serialize)]
@@ -38,25 +47,36 @@ struct Row {
 pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
     let scratch = tempfile::tempdir()?;
     let built_in = args.model.is_none();
-    let model = match &args.model {
-        Some(model) => model.clone(),
-        None => {
-            let dir = scratch.path().join(demo_model::NAME);
-            demo_model::write(&dir)?;
-            dir
-        }
+    let model = if let Some(model) = &args.model {
+        model.clone()
+    } else {
+        let dir = scratch.path().join(demo_model::NAME);
+        demo_model::write(&dir)?;
+        dir
     };
     let source = plan::checkpoint(&model)?;
     let tokenizer = TextTokenizer::open(source.files().path())?;
     let measurement = measurement(args, built_in, &source, &tokenizer)?;
-    let out = args.keep.clone().unwrap_or_else(|| scratch.path().to_owned());
+    let out = args
+        .keep
+        .clone()
+        .unwrap_or_else(|| scratch.path().to_owned());
     fs_err::create_dir_all(&out)?;
     let prompt = prompt(&measurement, &tokenizer)?;
     let original = sample(&source, &tokenizer, &prompt)?;
     let mut rows = Vec::new();
     for name in RECIPES {
         ui.note(format!("{name} …"));
-        rows.push(one(name, &source, &tokenizer, &measurement, &out, args.keep.is_some(), &prompt, ui)?);
+        rows.push(one(
+            name,
+            &source,
+            &tokenizer,
+            &measurement,
+            &out,
+            args.keep.is_some(),
+            &prompt,
+            ui,
+        )?);
     }
     show(&source, &rows, &prompt, &original, args.markdown, ui);
     ui.object(&rows)?;
@@ -75,14 +95,20 @@ fn measurement(
     }
     let mut measurement = corpus::measurement(&measure, source.spec(), tokenizer)?;
     if built_in && args.measure.texts.is_empty() {
-        measurement.texts =
-            vec![corpus::tokenize(demo_model::TEXT_NAME, demo_model::TEXT, tokenizer)?];
+        measurement.texts = vec![corpus::tokenize(
+            demo_model::TEXT_NAME,
+            demo_model::TEXT,
+            tokenizer,
+        )?];
     }
     Ok(measurement)
 }
 
 /// Converts and judges one way; a refused artifact is sampled before it is removed.
-#[expect(clippy::too_many_arguments, reason = "one step of the demo's loop, called once")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one step of the demo's loop, called once"
+)]
 fn one(
     name: &'static str,
     source: &Checkpoint,
@@ -116,12 +142,20 @@ fn one(
         reports::write(&out.join(format!("{name}-report")), &forms, &judged.report)?;
     }
     let (report, _) = pipeline::settle(judged, &job, &forms, progress.as_ref())?;
-    Ok(Row { recipe: name, report, convert_and_verify_s, sample })
+    Ok(Row {
+        recipe: name,
+        report,
+        convert_and_verify_s,
+        sample,
+    })
 }
 
 /// The first words of the evaluation text, as tokens.
 fn prompt(measurement: &Measurement, tokenizer: &TextTokenizer) -> anyhow::Result<Vec<u32>> {
-    let start = measurement.texts.first().map(|t| &t.tokens[..t.tokens.len().min(64)]);
+    let start = measurement
+        .texts
+        .first()
+        .map(|t| &t.tokens[..t.tokens.len().min(64)]);
     let text = tokenizer.decode(start.unwrap_or_default())?;
     let words: Vec<&str> = text.split_whitespace().take(PROMPT_WORDS).collect();
     Ok(tokenizer.encode_prompt(&words.join(" "))?)
@@ -132,7 +166,7 @@ fn sample_packed(path: &Path, tokenizer: &TextTokenizer, prompt: &[u32]) -> anyh
     sample(&model, tokenizer, prompt)
 }
 
-/// What a model writes after the prompt, greedily.
+/// What a model writes after the prompt.
 fn sample(
     model: &dyn WeightSource,
     tokenizer: &TextTokenizer,
@@ -143,7 +177,7 @@ fn sample(
         &decoder,
         prompt,
         SAMPLE_TOKENS,
-        &mut Sampler::greedy(),
+        &mut Sampler::new(SAMPLING)?,
         &mut |_| ControlFlow::Continue(()),
     )?;
     let all: Vec<u32> = prompt.iter().chain(&out.tokens).copied().collect();
@@ -152,13 +186,21 @@ fn sample(
 
 fn show(source: &Checkpoint, rows: &[Row], prompt: &[u32], original: &str, markdown: bool, ui: Ui) {
     let header = [
-        "recipe", "weights", "bits/weight", "perplexity", "ratio", "mean KL", "same best", "time", "peak memory",
+        "recipe",
+        "weights",
+        "bits/weight",
+        "perplexity",
+        "ratio",
+        "mean KL",
+        "same best",
+        "time",
+        "peak memory",
         "verdict",
     ];
     let mut cells = Vec::new();
     if let Some(first) = rows.first() {
         let s = &first.report.source;
-        let bytes: u64 = s.files.iter().map(|f| f.size).sum();
+        let bytes = reports::weight_bytes(s);
         let mut row = vec![
             format!("original ({})", s.dtype),
             present::bytes(bytes),
@@ -184,26 +226,49 @@ fn show(source: &Checkpoint, rows: &[Row], prompt: &[u32], original: &str, markd
         ]
     }));
     let right = [1, 2, 3, 4, 5, 6, 7, 8];
-    let table = if markdown { present::markdown_table } else { present::table };
+    let table = if markdown {
+        present::markdown_table
+    } else {
+        present::table
+    };
     let spec = source.spec();
-    ui.result(format!("{}: {} parameters, measured on {}\n", spec.arch, spec.parameters(), measured(rows)));
+    ui.result(format!(
+        "{}: {} parameters, measured on {}\n",
+        spec.arch,
+        spec.parameters(),
+        measured(rows)
+    ));
     ui.result(table(&header, &cells, &right));
     if markdown {
         return;
     }
-    ui.result(format!("\nEach model continues the same {} tokens, greedily:\n", prompt.len()));
+    ui.result(format!(
+        "\nEach model continues the same {} tokens with the same random draws:\n",
+        prompt.len()
+    ));
     let samples = std::iter::once(("original", original));
     for (name, text) in samples.chain(rows.iter().map(|r| (r.recipe, r.sample.as_str()))) {
-        ui.result(format!("{name}:\n  {}\n", text.trim().replace('\n', "\n  ")));
+        ui.result(format!(
+            "{name}:\n  {}\n",
+            text.trim().replace('\n', "\n  ")
+        ));
     }
 }
 
 fn measured(rows: &[Row]) -> String {
     let corpus = |c: &neuroconv_verify::report::CorpusRecord| {
-        format!("{} ({} scored tokens, {} {})", c.name, c.tokens, c.protocol, c.ctx)
+        format!(
+            "{} ({} scored tokens, {} {})",
+            c.name, c.tokens, c.protocol, c.ctx
+        )
     };
     rows.first().map_or_else(String::new, |row| {
-        row.report.corpora.iter().map(corpus).collect::<Vec<_>>().join(", ")
+        row.report
+            .corpora
+            .iter()
+            .map(corpus)
+            .collect::<Vec<_>>()
+            .join(", ")
     })
 }
 

@@ -51,7 +51,10 @@ pub(crate) fn run(args: &DiffArgs, ui: Ui) -> anyhow::Result<Exit> {
 fn compare(a: &Source, b: &Source, ui: Ui) -> anyhow::Result<Difference> {
     let (in_a, in_b) = (a.spec().tensors(), b.spec().tensors());
     let only = |x: &[(TensorId, Vec<usize>)], y: &[(TensorId, Vec<usize>)]| {
-        x.iter().filter(|t| !y.contains(t)).map(|t| t.0).collect::<Vec<_>>()
+        x.iter()
+            .filter(|t| !y.contains(t))
+            .map(|t| t.0)
+            .collect::<Vec<_>>()
     };
     let common: Vec<_> = in_a.iter().filter(|t| in_b.contains(t)).collect();
     let progress = ui.progress();
@@ -59,9 +62,15 @@ fn compare(a: &Source, b: &Source, ui: Ui) -> anyhow::Result<Difference> {
     let mut tensors = Vec::new();
     for (id, _) in common {
         let (ta, tb) = (a.tensor(*id)?, b.tensor(*id)?);
-        let (wa, wb) = (neuroconv_quant::dequantize(&ta), neuroconv_quant::dequantize(&tb));
-        let max_abs =
-            wa.iter().zip(&wb).map(|(x, y)| f64::from((x - y).abs())).fold(0.0, f64::max);
+        let (wa, wb) = (
+            neuroconv_quant::dequantize(&ta),
+            neuroconv_quant::dequantize(&tb),
+        );
+        let max_abs = wa
+            .iter()
+            .zip(&wb)
+            .map(|(x, y)| f64::from((x - y).abs()))
+            .fold(0.0, f64::max);
         tensors.push(TensorLine {
             name: *id,
             codec_a: ta.codec_name(),
@@ -98,11 +107,18 @@ fn compare(a: &Source, b: &Source, ui: Ui) -> anyhow::Result<Difference> {
 
 /// The top-level keys of the model descriptions that differ.
 fn spec_lines(a: &Source, b: &Source) -> anyhow::Result<Vec<SpecLine>> {
-    let (a, b) = (serde_json::to_value(a.spec())?, serde_json::to_value(b.spec())?);
+    let (a, b) = (
+        serde_json::to_value(a.spec())?,
+        serde_json::to_value(b.spec())?,
+    );
     let keys = a.as_object().into_iter().flat_map(|o| o.keys());
     Ok(keys
         .filter(|key| a.get(*key) != b.get(*key))
-        .map(|key| SpecLine { key: key.clone(), a: a[key].clone(), b: b[key].clone() })
+        .map(|key| SpecLine {
+            key: key.clone(),
+            a: a[key].clone(),
+            b: b[key].clone(),
+        })
         .collect())
 }
 
@@ -118,7 +134,9 @@ fn show(d: &Difference, ui: Ui) {
     }
     for (which, only) in [("first", &d.only_in_a), ("second", &d.only_in_b)] {
         for id in only {
-            ui.result(format!("only in the {which}, or of another shape there: {id}"));
+            ui.result(format!(
+                "only in the {which}, or of another shape there: {id}"
+            ));
         }
     }
     let rows: Vec<Vec<String>> = d
@@ -136,7 +154,19 @@ fn show(d: &Difference, ui: Ui) {
             ]
         })
         .collect();
-    let header = ["tensor", "first", "second", "bytes", "bytes", "rel. mse", "max |diff|"];
+    let header = [
+        "tensor",
+        "first",
+        "second",
+        "bytes",
+        "bytes",
+        "rel. mse",
+        "max |diff|",
+    ];
     ui.result(present::table(&header, &rows, &[3, 4, 5, 6]));
-    ui.result(format!("{} | {}", present::bytes(d.bytes_a), present::bytes(d.bytes_b)));
+    ui.result(format!(
+        "{} | {}",
+        present::bytes(d.bytes_a),
+        present::bytes(d.bytes_b)
+    ));
 }

@@ -31,11 +31,19 @@ pub(crate) fn run(args: &EvalArgs, ui: Ui) -> anyhow::Result<Exit> {
     let (protocol, ctx) = (measurement.protocol, measurement.ctx);
     let mut rows = Vec::new();
     for text in &measurement.texts {
-        let windows =
-            neuroconv_verify::windows(text, protocol, ctx, Some(measurement.max_tokens))?;
-        let evaluation =
-            neuroconv_verify::evaluate(scorer.as_ref(), &windows, protocol, ctx, progress.as_ref())?;
-        rows.push(Row { text: &text.name, sha256: &text.sha256, evaluation });
+        let windows = neuroconv_verify::windows(text, protocol, ctx, Some(measurement.max_tokens))?;
+        let evaluation = neuroconv_verify::evaluate(
+            scorer.as_ref(),
+            &windows,
+            protocol,
+            ctx,
+            progress.as_ref(),
+        )?;
+        rows.push(Row {
+            text: &text.name,
+            sha256: &text.sha256,
+            evaluation,
+        });
     }
     let cells: Vec<Vec<String>> = rows
         .iter()
@@ -52,7 +60,15 @@ pub(crate) fn run(args: &EvalArgs, ui: Ui) -> anyhow::Result<Exit> {
             ]
         })
         .collect();
-    let header = ["text", "perplexity", "nats/token", "scored", "windows", "protocol", "time"];
+    let header = [
+        "text",
+        "perplexity",
+        "nats/token",
+        "scored",
+        "windows",
+        "protocol",
+        "time",
+    ];
     ui.result(present::table(&header, &cells, &[1, 2, 3, 4, 6]));
     match rows.as_slice() {
         [one] => ui.object(one)?,

@@ -17,7 +17,7 @@ struct Generated<'a> {
     prompt: &'a str,
     text: String,
     prompt_tokens: usize,
-    generated_tokens: usize,
+    new_tokens: usize,
     stopped: &'static str,
     prefill_s: f64,
     decode_tok_s: f64,
@@ -73,12 +73,15 @@ pub(crate) fn run(args: &GenerateArgs, ui: Ui) -> anyhow::Result<Exit> {
     let prefill_s = first.unwrap_or_else(|| start.elapsed()).as_secs_f64();
     let decode_s = start.elapsed().as_secs_f64() - prefill_s;
     let decode_tok_s = (out.tokens.len().saturating_sub(1)) as f64 / decode_s.max(1e-9);
-    ui.detail(format!("{} tokens, {decode_tok_s:.1} tokens/s", out.tokens.len()));
+    ui.detail(format!(
+        "{} tokens, {decode_tok_s:.1} tokens/s",
+        out.tokens.len()
+    ));
     ui.object(&Generated {
         prompt: &prompt,
         text,
         prompt_tokens: ids.len(),
-        generated_tokens: out.tokens.len(),
+        new_tokens: out.tokens.len(),
         stopped: stop_word(out.stop),
         prefill_s,
         decode_tok_s,
@@ -100,6 +103,8 @@ fn prompt(args: &GenerateArgs) -> anyhow::Result<String> {
         return Ok(args.prompt.clone());
     }
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from standard input")?;
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("cannot read the prompt from standard input")?;
     Ok(text)
 }

@@ -1,5 +1,6 @@
 //! `neuroconv inspect`: what a model, an architecture or a recipe is.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use neuroconv_format::manifest::VerdictStatus;
@@ -33,7 +34,10 @@ fn architecture(name: &str, ui: Ui) -> anyhow::Result<()> {
     if name == "list" {
         let all: Vec<_> = neuroconv_recipes::architectures()
             .iter()
-            .map(|a| ArchitectureLine { name: &a.name, classes: &a.classes })
+            .map(|a| ArchitectureLine {
+                name: &a.name,
+                classes: &a.classes,
+            })
             .collect();
         for line in &all {
             ui.result(format!("{:10} {}", line.name, line.classes.join(", ")));
@@ -43,7 +47,9 @@ fn architecture(name: &str, ui: Ui) -> anyhow::Result<()> {
     let arch = neuroconv_recipes::architecture(name)?;
     let text = neuroconv_recipes::pseudo_code(arch);
     ui.result(text.trim_end());
-    ui.object(&serde_json::json!({ "name": arch.name, "classes": arch.classes, "pseudo_code": text }))
+    ui.object(
+        &serde_json::json!({ "name": arch.name, "classes": arch.classes, "pseudo_code": text }),
+    )
 }
 
 fn recipe(name: &str, ui: Ui) -> anyhow::Result<()> {
@@ -84,12 +90,21 @@ fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
     let spec = source.spec();
     let (kind, weights_bytes, warnings, manifest) = match &source {
         Source::Checkpoint(c) => {
-            let bytes = c.files().tensors().map(|t| t.range.end - t.range.start).sum();
+            let bytes = c
+                .files()
+                .tensors()
+                .map(|t| t.range.end - t.range.start)
+                .sum();
             ("checkpoint", bytes, c.resolved().warnings.clone(), None)
         }
         Source::Artifact(a) => {
             let manifest = a.artifact().manifest();
-            ("artifact", manifest.size.weights_bytes, Vec::new(), Some(manifest))
+            (
+                "artifact",
+                manifest.size.weights_bytes,
+                Vec::new(),
+                Some(manifest),
+            )
         }
     };
     let parameters = spec.parameters();
@@ -125,17 +140,47 @@ fn show(m: &Inspected<'_>, ui: Ui) {
     ui.result(format!("{}: {} of architecture {}", m.path, m.kind, m.arch));
     let mut rows = vec![
         ("parameters", m.parameters.to_string()),
-        ("weights", format!("{} ({:.3} bits per weight)", present::bytes(m.weights_bytes), m.bits_per_weight)),
+        (
+            "weights",
+            format!(
+                "{} ({:.3} bits per weight)",
+                present::bytes(m.weights_bytes),
+                m.bits_per_weight
+            ),
+        ),
         ("layers", spec.layers.len().to_string()),
         ("hidden, ffn", format!("{}, {}", spec.hidden, spec.ffn)),
-        ("vocabulary", format!("{} (tokenizer {})", spec.vocab, m.tokenizer_vocab)),
-        ("head", if spec.tied { "tied to the embedding" } else { "of its own" }.to_owned()),
+        (
+            "vocabulary",
+            format!("{} (tokenizer {})", spec.vocab, m.tokenizer_vocab),
+        ),
+        (
+            "head",
+            if spec.tied {
+                "tied to the embedding"
+            } else {
+                "of its own"
+            }
+            .to_owned(),
+        ),
         ("positions", spec.max_positions.to_string()),
-        ("rope", format!("theta {}, {:?}, scaling {:?}", spec.rope.theta, spec.rope.layout, spec.rope.scaling)),
-        ("cache", format!("{} numbers per token", m.kv_numbers_per_token)),
+        (
+            "rope",
+            format!(
+                "theta {}, {:?}, scaling {:?}",
+                spec.rope.theta, spec.rope.layout, spec.rope.scaling
+            ),
+        ),
+        (
+            "cache",
+            format!("{} numbers per token", m.kv_numbers_per_token),
+        ),
     ];
     if let Some(Mixer::Attention(a)) = spec.layers.first().map(|l| &l.mixer) {
-        let mut text = format!("{} heads of {}, {} key/value heads", a.heads, a.head_dim, a.kv_heads);
+        let mut text = format!(
+            "{} heads of {}, {} key/value heads",
+            a.heads, a.head_dim, a.kv_heads
+        );
         if a.bias.qkv {
             text.push_str(", biases");
         }
@@ -143,7 +188,7 @@ fn show(m: &Inspected<'_>, ui: Ui) {
             text.push_str(", query and key norms");
         }
         if let Some(window) = a.window {
-            text.push_str(&format!(", window {window}"));
+            let _ = write!(text, ", window {window}");
         }
         rows.insert(3, ("attention", text));
     }
@@ -168,11 +213,18 @@ fn status_word(status: VerdictStatus) -> &'static str {
 fn show_artifact(model: &PackedModel, ui: Ui) {
     let manifest = model.artifact().manifest();
     let verdict = &manifest.verdict;
-    ui.result(format!("  {:12} {}", "verdict", status_word(verdict.status)));
+    ui.result(format!(
+        "  {:12} {}",
+        "verdict",
+        status_word(verdict.status)
+    ));
     if !verdict.waived.is_empty() {
         ui.result(format!("  {:12} {}", "waived", verdict.waived.join(", ")));
     }
-    ui.result(format!("  {:12} {}, recipe {}", "made from", manifest.source.id, manifest.recipe.name));
+    ui.result(format!(
+        "  {:12} {}, recipe {}",
+        "made from", manifest.source.id, manifest.recipe.name
+    ));
     if ui.is_verbose() {
         let rows: Vec<Vec<String>> = manifest
             .tensors

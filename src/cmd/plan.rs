@@ -29,13 +29,19 @@ pub(crate) fn recipe(name: &str) -> anyhow::Result<Recipe> {
 pub(crate) fn recipe_with_run(name: &str) -> anyhow::Result<(Recipe, RunSection)> {
     let path = Path::new(name);
     if path.is_file() {
-        return Ok(Recipe::parse_with_run(&fs_err::read_to_string(path)?, name)?);
+        return Ok(Recipe::parse_with_run(
+            &fs_err::read_to_string(path)?,
+            name,
+        )?);
     }
     let is_path = path.components().count() > 1 || path.extension().is_some_and(|e| e == "toml");
     if is_path {
         return Err(Misuse::new(
             format!("`{name}`: there is no such recipe file"),
-            format!("built-in recipes: {}", neuroconv_recipes::builtin_names().join(", ")),
+            format!(
+                "built-in recipes: {}",
+                neuroconv_recipes::builtin_names().join(", ")
+            ),
         )
         .into());
     }
@@ -57,7 +63,9 @@ pub(crate) fn checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
 /// Prints a plan: one line per kind of tensor, or every tensor with `-v`.
 pub(crate) fn show(plan: &Plan, ui: Ui) -> anyhow::Result<()> {
     let lines = lines(&plan.tensors, ui.is_verbose());
-    let header = ["tensor", "shape", "from", "to", "group", "bytes", "bits", "why"];
+    let header = [
+        "tensor", "shape", "from", "to", "group", "bytes", "bits", "why",
+    ];
     ui.result(present::table(&header, &lines, &[4, 5, 6]));
     for dropped in &plan.dropped {
         ui.result(format!("dropped {}: {}", dropped.source, dropped.reason));
@@ -98,7 +106,11 @@ fn lines(tensors: &[PlannedTensor], all: bool) -> Vec<Vec<String>> {
                 && first.source_dtype == tensor.source_dtype
                 && first.reason == tensor.reason
         };
-        let found = if all { None } else { kinds.iter_mut().find(|(first, ..)| same(first)) };
+        let found = if all {
+            None
+        } else {
+            kinds.iter_mut().find(|(first, ..)| same(first))
+        };
         match found {
             Some((_, layers, bytes)) => {
                 layers.extend(tensor.id.layer);
@@ -117,7 +129,11 @@ fn lines(tensors: &[PlannedTensor], all: bool) -> Vec<Vec<String>> {
             };
             vec![
                 name,
-                t.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x"),
+                t.shape
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join("x"),
                 t.source_dtype.to_string(),
                 t.codec.name().to_owned(),
                 t.group.map_or_else(String::new, |g| g.to_string()),
@@ -138,7 +154,13 @@ fn ranges(ascending: &[usize]) -> String {
             _ => parts.push((n, n)),
         }
     }
-    let text = |(a, b): (usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    let text = |(a, b): (usize, usize)| {
+        if a == b {
+            a.to_string()
+        } else {
+            format!("{a}-{b}")
+        }
+    };
     parts.into_iter().map(text).collect::<Vec<_>>().join(",")
 }
 

@@ -23,8 +23,7 @@ pub(crate) fn run(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Exit> {
         &recipe_path.display().to_string(),
     )?;
     recipe.set_limits(convert::limits(&args.limits))?;
-    let options =
-        pipeline::options(&measurement, &recipe.limits, args.limits.allow_quality_loss);
+    let options = pipeline::options(&measurement, &recipe.limits, args.limits.allow_quality_loss);
     let progress = ui.progress();
     let verification = neuroconv_verify::verify(
         &base,
@@ -34,7 +33,7 @@ pub(crate) fn run(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Exit> {
         progress.as_ref(),
     )?;
     let advice = pipeline::advice(&verification, artifact.artifact().manifest());
-    let report = pipeline::report(verification, &base, &artifact, &args.artifact)?;
+    let report = pipeline::report(verification, &base, &artifact, &args.artifact);
     let forms = Forms::new(&args.report);
     if let Some(dir) = &args.report.report_dir {
         reports::write(dir, &forms, &report)?;
