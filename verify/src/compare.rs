@@ -6,8 +6,8 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use neuroconv_runtime::Progress;
 use crate::parallel::each_window;
+use neuroconv_runtime::Progress;
 
 use crate::Error;
 use crate::protocol::Window;
@@ -220,7 +220,7 @@ fn first_largest(row: &[f32]) -> usize {
 /// How many entries come before entry `index` in descending order, equal ones by index.
 fn rank_of(row: &[f32], index: usize) -> u32 {
     let own = row[index];
-    let before = |(i, x): (usize, &f32)| *x > own || (*x == own && i < index);
+    let before = |(i, x): (usize, &f32)| if i < index { *x >= own } else { *x > own };
     row.iter().enumerate().filter(|&e| before(e)).count() as u32
 }
 
@@ -304,7 +304,7 @@ mod tests {
             ),
             (0, 2, 0)
         );
-        assert_eq!(scores.max_abs_logit, 0.0);
+        assert!(scores.max_abs_logit <= 0.0);
     }
 
     #[test]
@@ -319,7 +319,7 @@ mod tests {
             tokens: vec![0; 8],
             scored: 5..8,
         };
-        assert_eq!(row_blocks(&half, 10).collect::<Vec<_>>(), [4..7]);
+        assert!(row_blocks(&half, 10).eq(std::iter::once(4..7)));
         assert_eq!(row_blocks(&half, usize::MAX).count(), 3);
     }
 

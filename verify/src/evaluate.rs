@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use neuroconv_runtime::Progress;
 use crate::parallel::each_window;
+use neuroconv_runtime::Progress;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;

@@ -92,12 +92,12 @@ fn verdicts_have_their_exit_codes_and_parity_comes_first() {
     };
     for (parity, limits, allow, verdict, code) in [
         (parity(), wide(), false, Verdict::Pass, 0),
-        (parity(), bad_quality.clone(), false, Verdict::Fail, 3),
-        (parity(), unsure.clone(), false, Verdict::Inconclusive, 8),
-        (parity(), bad_quality.clone(), true, Verdict::Waived, 0),
-        (parity(), unsure.clone(), true, Verdict::Waived, 0),
+        (parity(), bad_quality, false, Verdict::Fail, 3),
+        (parity(), unsure, false, Verdict::Inconclusive, 8),
+        (parity(), bad_quality, true, Verdict::Waived, 0),
+        (parity(), unsure, true, Verdict::Waived, 0),
         (bad_parity, wide(), false, Verdict::Fail, 4),
-        (bad_parity, bad_quality.clone(), false, Verdict::Fail, 4),
+        (bad_parity, bad_quality, false, Verdict::Fail, 4),
         (bad_parity, unsure, false, Verdict::Fail, 4),
         (bad_parity, bad_quality, true, Verdict::Fail, 4),
     ] {
@@ -159,14 +159,14 @@ fn nan_never_passes() {
         type Break = fn(&mut Metrics, &mut Parity, &mut Limits, f64);
         let cases: [(&str, Break); 19] = [
             ("quality.ppl_ratio", |m, _, _, x| {
-                m.ppl_ratio = interval(x, 0.0)
+                m.ppl_ratio = interval(x, 0.0);
             }),
             ("quality.ppl_ratio", |m, _, _, x| m.ppl_ratio.value = x),
             ("quality.ppl_ratio", |m, _, _, x| m.ppl_ratio.lo = Some(x)),
             ("quality.ppl_ratio", |m, _, _, x| m.ppl_ratio.hi = Some(x)),
             ("quality.ppl_ratio", |_, _, l, x| l.max_ppl_ratio = Some(x)),
             ("quality.kld_mean", |m, _, _, x| {
-                m.kld_mean = interval(x, 0.0)
+                m.kld_mean = interval(x, 0.0);
             }),
             ("quality.kld_mean", |m, _, _, x| m.kld_mean.hi = Some(x)),
             ("quality.kld_mean", |_, _, l, x| l.max_kld = Some(x)),
@@ -177,7 +177,7 @@ fn nan_never_passes() {
             ("quality.kld_p99", |_, _, l, x| l.max_p99_kld = Some(x)),
             ("parity.max_abs_logit", |_, p, _, x| p.max_abs_logit = x),
             ("parity.max_abs_logit", |_, p, _, x| {
-                p.limits.max_abs_logit = x
+                p.limits.max_abs_logit = x;
             }),
             ("parity.rel_l2", |_, p, _, x| p.rel_l2 = x),
             ("parity.rel_l2", |_, p, _, x| p.limits.rel_l2 = x),

@@ -1,7 +1,7 @@
 //! The proof that an artifact works: parity, perplexity, divergence, the gate and its report.
 //!
 //! Two kinds of check, never mixed. *Parity* asks whether the runtime computes what is stored:
-//! it compares with [`reference`], a second forward pass that shares no arithmetic with the
+//! it compares with [`mod@reference`], a second forward pass that shares no arithmetic with the
 //! runtime, over the same weights. *Quality* asks how far the artifact is from its original on
 //! text. Owns the measurements and the verdict; knows nothing of how an artifact was made.
 

@@ -2,7 +2,8 @@
 //!
 //! The steps inside a window are parallel themselves. In one shared pool a thread that waits for
 //! such a step would begin another window, and in the end all windows would be in memory at once.
-//! So each thread gets a pool of its own, in which a window runs from beginning to end.
+//! So each window runs from beginning to end in a pool that has no other: as many pools as
+//! windows can run at once, and the threads shared out among them.
 
 use std::thread;
 
@@ -10,16 +11,18 @@ use rayon::ThreadPoolBuilder;
 
 use crate::Error;
 
-/// `act(i)` for each `i` in `0..count`, in order; at most as many at once as there are threads.
+/// `act(i)` for each `i` in `0..count`, in order; at most as many at once as there are threads,
+/// and with fewer windows than threads each window has several.
 pub(crate) fn each_window<T: Send>(
     count: usize,
     act: impl Fn(usize) -> Result<T, Error> + Sync,
 ) -> Result<Vec<T>, Error> {
-    let workers = rayon::current_num_threads().min(count).max(1);
+    let threads = rayon::current_num_threads();
+    let workers = threads.min(count).max(1);
     let act = &act;
     let work = |worker: usize| -> Result<Vec<T>, Error> {
         let pool = ThreadPoolBuilder::new()
-            .num_threads(1)
+            .num_threads(threads / workers)
             .build()
             .map_err(Error::Threads)?;
         pool.install(|| (worker..count).step_by(workers).map(act).collect())

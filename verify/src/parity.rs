@@ -31,16 +31,23 @@ pub struct ParityLimits {
 impl ParityLimits {
     /// For models whose matrices are all dense: both sides compute in f32 and differ in the
     /// order of sums.
+    ///
+    /// Measured on the nineteen golden models and two trained ones of 0.26 and 11 million
+    /// parameters: at most 5e-5, 1.5e-6 and 3e-12. The room is for deeper and wider models.
     pub const DENSE: ParityLimits = ParityLimits {
-        max_abs_logit: 2e-2,
-        rel_l2: 1e-3,
-        kld_mean: 1e-6,
+        max_abs_logit: 1e-2,
+        rel_l2: 1e-4,
+        kld_mean: 1e-8,
     };
 
-    /// For models with packed matrices: activations carry 8 bits per group.
+    /// For models with packed matrices: the runtime's activations carry 8 bits per group.
+    ///
+    /// Measured on the same models with bodies of each codec and an int8 vocabulary: at most
+    /// 1.0, 0.052 and 3.8e-3, the worst from models of 64 channels; the one of 11 million
+    /// parameters gives 0.42, 0.011 and 4.7e-4. The limits are about twice the worst.
     pub const PACKED: ParityLimits = ParityLimits {
-        max_abs_logit: 1.5,
-        rel_l2: 5e-2,
+        max_abs_logit: 3.0,
+        rel_l2: 0.1,
         kld_mean: 1e-2,
     };
 

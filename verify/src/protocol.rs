@@ -31,10 +31,7 @@ pub struct EvalText {
 impl EvalText {
     /// A text and its tokens; takes the hash of `text`.
     pub fn new(name: impl Into<String>, text: &str, tokens: Vec<u32>, bos: Option<u32>) -> Self {
-        let sha256 = Sha256::digest(text)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let sha256 = format!("{:x}", Sha256::digest(text));
         EvalText {
             name: name.into(),
             sha256,

@@ -72,7 +72,7 @@ pub fn verify(
         stages.push(StageRecord {
             name: name.to_owned(),
             wall_s,
-        })
+        });
     };
 
     let start = Instant::now();

@@ -1,8 +1,8 @@
 //! A model as verification sees it: hidden states of windows, and logits of hidden states.
 
+use crate::parallel::each_window;
 use neuroconv_recipes::ModelSpec;
 use neuroconv_runtime::{Decoder, Progress, WeightSource};
-use crate::parallel::each_window;
 
 use crate::Error;
 use crate::reference::Reference;

@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn int4_codes_stand_in_nibbles() {
         let row = packed(Codec::Int4, true, &|b| {
-            b[4..8].copy_from_slice(&[0xF0, 0x88, 0x19, 0x0A])
+            b[4..8].copy_from_slice(&[0xF0, 0x88, 0x19, 0x0A]);
         });
         assert_eq!(row, [-3.75, 0.25, 0.75, 1.25, 3.75, 0.25, -3.25, -3.75]);
     }

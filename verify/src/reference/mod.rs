@@ -11,10 +11,10 @@ mod layer;
 mod rope;
 mod weights;
 
+use crate::parallel::each_window;
 use candle_core::{Device, Tensor};
 use neuroconv_recipes::{ModelSpec, Role, TensorId};
 use neuroconv_runtime::{Progress, WeightSource};
-use crate::parallel::each_window;
 
 use crate::Error;
 use layer::{Layer, rms_norm};

@@ -1,4 +1,4 @@
-//! JUnit XML: each check is a test case, so build servers show what was refused.
+//! `JUnit` XML: each check is a test case, so build servers show what was refused.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use super::{escape, limit, observed};
 use crate::gate::{Check, CheckClass, CheckStatus};
 use crate::report::Report;
 
-/// The report as a JUnit test suite `neuroconv.gate`. A failed check is a failure, an
+/// The report as a `JUnit` test suite `neuroconv.gate`. A failed check is a failure, an
 /// inconclusive one an error, a waived one skipped.
 pub fn render_junit(report: &Report) -> String {
     write_junit(report).expect("writing to a string cannot fail")

@@ -1,6 +1,6 @@
 //! Reports for people and for build servers.
 //!
-//! Owns text made from a [`Report`](crate::report::Report). Everything that came from outside is
+//! Owns text made from a [`Report`]. Everything that came from outside is
 //! escaped for the format at hand.
 
 mod html;

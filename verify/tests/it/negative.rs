@@ -79,7 +79,9 @@ const DAMAGES: [(&str, &str, Damage); 11] = [
     }),
     ("llama", "a norm misses its one", |m| {
         m.change(TensorId::layer(0, Role::AttnNorm), |w| {
-            w.iter_mut().for_each(|x| *x -= 1.0)
+            for x in w {
+                *x -= 1.0;
+            }
         });
     }),
     ("qwen3", "the norm of the queries is left out", |m| {

@@ -54,7 +54,9 @@ fn a_damaged_model_is_refused_and_only_quality_can_be_waived() {
     let base = Model::golden("llama");
     let mut worse = base.clone();
     worse.change(TensorId::layer(0, Role::Down), |w| {
-        w.iter_mut().for_each(|x| *x *= 3.0)
+        for x in w {
+            *x *= 3.0;
+        }
     });
     let text = [base.text(1024)];
     let found = verify(&base, &worse, &text, &options(), &Quiet).unwrap();
