@@ -1,16 +1,19 @@
 //! Causal softmax attention with grouped key/value heads and an optional window.
 
+use std::ops::Range;
+
+use neuroconv_kernels::{DenseSlice, matmul_dense};
 use neuroconv_recipes::AttentionSpec;
 use rayon::prelude::*;
 
-use crate::cache::LayerCache;
+use crate::cache::{HeadCache, LayerCache, PAGE};
 use crate::linear::{Input, Linear};
 use crate::norm::RmsNorm;
-use crate::ops::{add_scaled, dot, softmax};
+use crate::ops::{add_scaled, softmax};
 use crate::rope::Rotations;
 
-/// Rows of one head that one task computes, with one row of scores in memory at a time.
-const BLOCK_ROWS: usize = 32;
+/// Queries that one task computes, with their scores in memory at a time.
+const TASK_QUERIES: usize = 64;
 
 /// The attention of one layer (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023).
 #[derive(Debug)]
@@ -68,47 +71,100 @@ fn attend(
 ) -> Vec<f32> {
     let width = heads * head_dim;
     let t = q_thd.len() / width;
-    let group = heads / cache.keys.len();
-    let start = cache.keys[0].len() / head_dim - t;
-    let scale = 1.0 / (head_dim as f32).sqrt();
-
-    let mut o_htd = vec![0.0; q_thd.len()];
-    o_htd
-        .par_chunks_mut(t * head_dim)
-        .enumerate()
-        .for_each(|(head, o_td)| {
-            let (k_sd, v_sd) = (&cache.keys[head / group], &cache.values[head / group]);
-            let rows = |(block, o_bd): (usize, &mut [f32])| {
-                let mut scores = Vec::new();
-                for (row, o_d) in o_bd.chunks_mut(head_dim).enumerate() {
-                    let row = block * BLOCK_ROWS + row;
-                    let q_d = &q_thd[row * width + head * head_dim..][..head_dim];
-                    let end = start + row + 1;
-                    let seen = end.saturating_sub(window.unwrap_or(end))..end;
-                    let span = seen.start * head_dim..seen.end * head_dim;
-                    let keys = k_sd[span.clone()].chunks_exact(head_dim);
-                    scores.clear();
-                    scores.extend(keys.map(|k_d| dot(q_d, k_d) * scale));
-                    softmax(&mut scores);
-                    for (&p, v_d) in scores.iter().zip(v_sd[span].chunks_exact(head_dim)) {
-                        add_scaled(o_d, p, v_d);
-                    }
-                }
-            };
-            o_td.par_chunks_mut(BLOCK_ROWS * head_dim)
-                .enumerate()
-                .for_each(rows);
-        });
-    if t == 1 {
-        return o_htd;
-    }
+    let kv_heads = cache.heads.len();
+    let group_width = width / kv_heads;
+    let task_rows = (TASK_QUERIES / (heads / kv_heads)).max(1);
+    let tasks: Vec<(usize, Range<usize>)> = (0..kv_heads)
+        .flat_map(|kv_head| {
+            let starts = (0..t).step_by(task_rows);
+            starts.map(move |row| (kv_head, row..t.min(row + task_rows)))
+        })
+        .collect();
+    let rows_of = |rows: &Range<usize>| rows.start * width..rows.end * width;
+    let before = cache.len - t;
+    let outputs: Vec<Vec<f32>> = tasks
+        .par_iter()
+        .map(|(kv_head, rows)| {
+            let groups = q_thd[rows_of(rows)].chunks(group_width);
+            let q_xd: Vec<f32> = groups
+                .skip(*kv_head)
+                .step_by(kv_heads)
+                .flatten()
+                .copied()
+                .collect();
+            let first_end = before + rows.start + 1;
+            let ends = first_end..first_end + rows.len();
+            attend_head(q_xd, &cache.heads[*kv_head], head_dim, ends, window)
+        })
+        .collect();
     let mut o_thd = vec![0.0; q_thd.len()];
-    for (row, o_hd) in o_thd.chunks_mut(width).enumerate() {
-        for (head, o_d) in o_hd.chunks_mut(head_dim).enumerate() {
-            o_d.copy_from_slice(&o_htd[(head * t + row) * head_dim..][..head_dim]);
+    for ((kv_head, rows), o_xd) in tasks.iter().zip(outputs) {
+        let groups = o_thd[rows_of(rows)].chunks_mut(group_width);
+        for (o, group) in groups
+            .skip(*kv_head)
+            .step_by(kv_heads)
+            .zip(o_xd.chunks(group_width))
+        {
+            o.copy_from_slice(group);
         }
     }
     o_thd
+}
+
+/// The outputs `[x, head_dim]` of the queries `q_xd` that read one key/value head. Equally many
+/// queries, one after the other, belong to each of `ends`, the ends of the positions they see.
+///
+/// Works on whole pages; what a query does not see gets the weight zero, which changes no sum.
+/// So the output of a query does not depend on the queries beside it.
+fn attend_head(
+    mut q_xd: Vec<f32>,
+    head: &HeadCache,
+    head_dim: usize,
+    ends: Range<usize>,
+    window: Option<usize>,
+) -> Vec<f32> {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    for q in &mut q_xd {
+        *q *= scale;
+    }
+    let queries = q_xd.len() / head_dim;
+    let group = queries / ends.len();
+    let seen_to = |end: usize| end.saturating_sub(window.unwrap_or(end))..end;
+    let pages = seen_to(ends.start).start / PAGE..(ends.end - 1).div_ceil(PAGE);
+
+    // [page, query, position]
+    let mut weights = vec![0.0; pages.len() * queries * PAGE];
+    for (page, scores) in pages.clone().zip(weights.chunks_mut(queries * PAGE)) {
+        matmul_dense(
+            DenseSlice::F32(head.keys(page)),
+            PAGE,
+            head_dim,
+            &q_xd,
+            queries,
+            scores,
+        );
+    }
+    let mut row = Vec::new();
+    for x in 0..queries {
+        let seen = seen_to(ends.start + x / group);
+        let seen = seen.start - pages.start * PAGE..seen.end - pages.start * PAGE;
+        row.clear();
+        row.extend(weights.chunks(PAGE).skip(x).step_by(queries).flatten());
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
+        softmax(&mut row[seen]);
+        let rows = weights.chunks_mut(PAGE).skip(x).step_by(queries);
+        rows.zip(row.chunks(PAGE))
+            .for_each(|(weights, row)| weights.copy_from_slice(row));
+    }
+    let mut o_xd = vec![0.0; q_xd.len()];
+    let mut part_xd = vec![0.0; q_xd.len()];
+    for (page, weights) in pages.zip(weights.chunks(queries * PAGE)) {
+        let values = DenseSlice::F32(head.values(page));
+        matmul_dense(values, head_dim, PAGE, weights, queries, &mut part_xd);
+        add_scaled(&mut o_xd, 1.0, &part_xd);
+    }
+    o_xd
 }
 
 #[cfg(test)]
@@ -171,8 +227,8 @@ mod tests {
     #[test]
     fn masks_windows_and_groups_match_the_textbook() {
         for (heads, kv_heads) in [(1, 1), (4, 4), (4, 2), (6, 2), (3, 1)] {
-            for window in [None, Some(1), Some(3), Some(40), Some(1000)] {
-                for (n, t) in [(1, 1), (5, 5), (9, 1), (70, 37)] {
+            for window in [None, Some(1), Some(3), Some(40), Some(150), Some(1000)] {
+                for (n, t) in [(1, 1), (5, 5), (9, 1), (70, 37), (300, 1), (300, 290)] {
                     let q = values(t * heads * HEAD_DIM, 0.1);
                     let k = values(n * kv_heads * HEAD_DIM, 0.2);
                     let v = values(n * kv_heads * HEAD_DIM, 0.3);

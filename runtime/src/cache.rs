@@ -11,14 +11,28 @@ pub struct KvCache {
     len: usize,
 }
 
+/// Positions that lie together in memory, and by which the cache grows.
+pub(crate) const PAGE: usize = 128;
+
 /// The keys and values of one attention layer in single precision.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerCache {
     head_dim: usize,
-    /// Per key/value head `[len, head_dim]`, keys normed and rotated.
-    pub(crate) keys: Vec<Vec<f32>>,
-    /// Per key/value head `[len, head_dim]`.
-    pub(crate) values: Vec<Vec<f32>>,
+    /// Tokens held.
+    pub(crate) len: usize,
+    /// One per key/value head.
+    pub(crate) heads: Vec<HeadCache>,
+}
+
+/// The keys and values of one head in whole pages, zero beyond the last token. Both lie so that
+/// their products with queries and weights are dot products over contiguous memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeadCache {
+    /// `[pages, PAGE, head_dim]`, normed and rotated.
+    keys: Vec<f32>,
+    /// `[pages, head_dim, PAGE]`.
+    values: Vec<f32>,
+    page_floats: usize,
 }
 
 impl KvCache {
@@ -42,11 +56,12 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Bytes of the keys and values held, counted, not computed from a formula.
+    /// Bytes of the pages held, counted, not computed from a formula.
     pub fn bytes(&self) -> usize {
-        let floats = |planes: &[Vec<f32>]| planes.iter().map(Vec::len).sum::<usize>();
-        let layer = |layer: &LayerCache| floats(&layer.keys) + floats(&layer.values);
-        self.layers.iter().map(layer).sum::<usize>() * size_of::<f32>()
+        let heads = self.layers.iter().flat_map(|layer| &layer.heads);
+        heads
+            .map(|head| size_of_val(&head.keys[..]) + size_of_val(&head.values[..]))
+            .sum()
     }
 
     /// Bytes that each token adds to the cache of such a model.
@@ -66,16 +81,14 @@ impl KvCache {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         for layer in &mut self.layers {
-            for plane in layer.keys.iter_mut().chain(&mut layer.values) {
-                plane.truncate(self.len * layer.head_dim);
-            }
+            layer.truncate(len);
         }
     }
 
     /// Whether the cache was made for a model of this shape.
     pub(crate) fn fits(&self, spec: &ModelSpec) -> bool {
         let layer_fits = |(layer, cache): (&LayerSpec, &LayerCache)| match &layer.mixer {
-            Mixer::Attention(a) => (a.kv_heads, a.head_dim) == (cache.keys.len(), cache.head_dim),
+            Mixer::Attention(a) => (a.kv_heads, a.head_dim) == (cache.heads.len(), cache.head_dim),
         };
         self.layers.len() == spec.layers.len()
             && spec.layers.iter().zip(&self.layers).all(layer_fits)
@@ -93,25 +106,66 @@ impl KvCache {
 
 impl LayerCache {
     pub(crate) fn new(kv_heads: usize, head_dim: usize) -> Self {
+        let head = HeadCache {
+            page_floats: PAGE * head_dim,
+            ..HeadCache::default()
+        };
         LayerCache {
             head_dim,
-            keys: vec![Vec::new(); kv_heads],
-            values: vec![Vec::new(); kv_heads],
+            len: 0,
+            heads: vec![head; kv_heads],
         }
     }
 
     /// Adds the keys and values of some tokens, each `[t, kv_heads, head_dim]`.
     pub(crate) fn append(&mut self, k_thd: &[f32], v_thd: &[f32]) {
-        append_plane(&mut self.keys, k_thd, self.head_dim);
-        append_plane(&mut self.values, v_thd, self.head_dim);
+        let width = self.heads.len() * self.head_dim;
+        let start = self.len;
+        self.len += k_thd.len() / width;
+        let head_dim = self.head_dim;
+        for (h, head) in self.heads.iter_mut().enumerate() {
+            head.resize(self.len.div_ceil(PAGE));
+            let columns = h * head_dim..(h + 1) * head_dim;
+            let tokens = k_thd.chunks(width).zip(v_thd.chunks(width));
+            for (position, (k_hd, v_hd)) in (start..).zip(tokens) {
+                head.put(position, &k_hd[columns.clone()], &v_hd[columns.clone()]);
+            }
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        let zeros = vec![0.0; self.head_dim];
+        for head in &mut self.heads {
+            head.resize(self.len.min(len).div_ceil(PAGE));
+            for position in len..self.len.min(len.next_multiple_of(PAGE)) {
+                head.put(position, &zeros, &zeros);
+            }
+        }
+        self.len = self.len.min(len);
     }
 }
 
-fn append_plane(planes: &mut [Vec<f32>], x_thd: &[f32], head_dim: usize) {
-    let heads = planes.len();
-    for (head, plane) in planes.iter_mut().enumerate() {
-        for x_hd in x_thd.chunks(heads * head_dim) {
-            plane.extend_from_slice(&x_hd[head * head_dim..(head + 1) * head_dim]);
+impl HeadCache {
+    /// The keys of a page, `[PAGE, head_dim]`.
+    pub(crate) fn keys(&self, page: usize) -> &[f32] {
+        &self.keys[page * self.page_floats..][..self.page_floats]
+    }
+
+    /// The values of a page, `[head_dim, PAGE]`.
+    pub(crate) fn values(&self, page: usize) -> &[f32] {
+        &self.values[page * self.page_floats..][..self.page_floats]
+    }
+
+    fn resize(&mut self, pages: usize) {
+        self.keys.resize(pages * self.page_floats, 0.0);
+        self.values.resize(pages * self.page_floats, 0.0);
+    }
+
+    fn put(&mut self, position: usize, k_d: &[f32], v_d: &[f32]) {
+        self.keys[position * k_d.len()..][..k_d.len()].copy_from_slice(k_d);
+        let page = position / PAGE * self.page_floats;
+        for (d, &v) in v_d.iter().enumerate() {
+            self.values[page + d * PAGE + position % PAGE] = v;
         }
     }
 }
@@ -121,29 +175,66 @@ mod tests {
     use super::*;
     use crate::testing::spec;
 
-    #[test]
-    fn heads_are_kept_apart_and_truncation_forgets_the_end() {
-        let spec = spec();
-        let layers = spec.layers.len();
-        let mut cache = KvCache::new(&spec);
-        assert!(cache.fits(&spec));
-        assert_eq!((cache.bytes(), cache.is_empty()), (0, true));
-        let k: Vec<f32> = (0..3 * 2 * 8).map(|i| i as f32).collect();
-        for layer in 0..layers {
-            cache.layer(layer).append(&k, &k);
+    /// Keys and values of `t` tokens from `start` on, each number telling where it belongs.
+    fn tokens(start: usize, t: usize) -> (Vec<f32>, Vec<f32>) {
+        let key = |i: usize| (start * 16 + i) as f32;
+        (
+            (0..t * 16).map(key).collect(),
+            (0..t * 16).map(|i| -key(i)).collect(),
+        )
+    }
+
+    fn filled(spec: &ModelSpec, pieces: &[usize]) -> KvCache {
+        let mut cache = KvCache::new(spec);
+        for &t in pieces {
+            let (k, v) = tokens(cache.len(), t);
+            for layer in 0..spec.layers.len() {
+                cache.layer(layer).append(&k, &v);
+            }
+            cache.advance(t);
         }
-        cache.advance(3);
-        assert_eq!(cache.bytes(), layers * 2 * 3 * 2 * 8 * 4);
-        assert_eq!(cache.bytes(), 3 * KvCache::bytes_per_token(&spec));
-        assert_eq!(cache.layer(0).keys[1][8..16], k[24..32]);
-        cache.truncate(2);
+        cache
+    }
+
+    #[test]
+    fn every_number_lies_in_its_place_however_it_came() {
+        let spec = spec();
+        for pieces in [&[300][..], &[1, 127, 2, 170], &[130, 170]] {
+            let mut cache = filled(&spec, pieces);
+            assert_eq!((cache.len(), cache.fits(&spec)), (300, true));
+            for (position, head, d) in [(0, 0, 0), (127, 1, 7), (128, 0, 3), (299, 1, 0)] {
+                let number = ((position * 2 + head) * 8 + d) as f32;
+                let held = &cache.layer(1).heads[head];
+                let (page, place) = (position / PAGE, position % PAGE);
+                let found = (
+                    held.keys(page)[place * 8 + d],
+                    held.values(page)[d * PAGE + place],
+                );
+                assert_eq!(found, (number, -number));
+            }
+        }
+    }
+
+    #[test]
+    fn memory_grows_by_pages_and_truncation_leaves_zeros() {
+        let spec = spec();
         assert_eq!(
-            (cache.len(), cache.bytes()),
-            (2, layers * 2 * 2 * 2 * 8 * 4)
+            (KvCache::new(&spec).bytes(), KvCache::new(&spec).is_empty()),
+            (0, true)
         );
-        cache.truncate(5);
-        assert_eq!(cache.len(), 2);
+        let page_bytes = PAGE * KvCache::bytes_per_token(&spec);
+        assert_eq!(KvCache::bytes_per_token(&spec), 2 * 2 * 2 * 8 * 4);
+        let mut cache = filled(&spec, &[129]);
+        assert_eq!(cache.bytes(), 2 * page_bytes);
+        cache.truncate(100);
+        assert_eq!((cache.len(), cache.bytes()), (100, page_bytes));
+        let head = &cache.layer(0).heads[1];
+        assert!(head.keys(0)[800..].iter().all(|&k| k == 0.0));
+        let beyond = |v: &[f32]| v[100..].iter().all(|&v| v == 0.0) && v[99] != 0.0;
+        assert!(head.values(0).chunks(PAGE).all(beyond));
+        cache.truncate(500);
+        assert_eq!((cache.len(), cache.layer(0).len), (100, 100));
         cache.clear();
-        assert_eq!((cache.len(), cache.bytes()), (0, 0));
+        assert_eq!((cache.len(), cache.bytes(), cache.layer(0).len), (0, 0, 0));
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn spec() -> ModelSpec {
         hidden: 48,
         vocab: 50,
         ffn: 72,
-        max_positions: 64,
+        max_positions: 160,
         norm_eps: 1e-5,
         tied: false,
         block: BlockSpec {

@@ -215,16 +215,22 @@ fn broken_bytes_are_given_out_as_replacement_characters_at_last() {
     assert_eq!(stream.push(259).unwrap(), "\u{fffd}hello");
 }
 
+/// Each file must be refused with an error that names the place.
+fn assert_refused<const N: usize>(cases: [(Value, &str); N]) {
+    for (file, place) in cases {
+        let error = open(&file, None).unwrap_err();
+        assert!(matches!(error, Error::Tokenizer { .. }), "{place}: {error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("tokenizer.json") && text.contains(place),
+            "{place}: {text}"
+        );
+    }
+}
+
 #[test]
-fn files_that_contradict_themselves_are_refused_with_the_place() {
-    let deep = (0..9).fold(
-        json!({ "type": "NFC" }),
-        |inner, _| json!({ "type": "Sequence", "normalizers": [inner] }),
-    );
-    let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
-    let long = "x".repeat(65);
-    let nested_regex = format!("{}a{}", "(".repeat(500), ")".repeat(500));
-    let cases = [
+fn vocabularies_that_contradict_themselves_are_refused_with_the_place() {
+    assert_refused([
         (json!([]), "the file"),
         (with("/model", Value::Null), "the model"),
         (with("/model/merges/0", json!("h zz")), "merge 0"),
@@ -263,6 +269,19 @@ fn files_that_contradict_themselves_are_refused_with_the_place() {
             "added token `<|begin|>`",
         ),
         (with("/added_tokens", json!("x")), "`added_tokens`"),
+    ]);
+}
+
+#[test]
+fn steps_without_bounds_or_sense_are_refused_with_the_place() {
+    let deep = (0..9).fold(
+        json!({ "type": "NFC" }),
+        |inner, _| json!({ "type": "Sequence", "normalizers": [inner] }),
+    );
+    let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
+    let long = "x".repeat(65);
+    let nested_regex = format!("{}a{}", "(".repeat(500), ")".repeat(500));
+    assert_refused([
         (with("/normalizer", deep), "deeply nested"),
         (with("/normalizer", json!("NFC")), "normalizer"),
         (
@@ -343,16 +362,7 @@ fn files_that_contradict_themselves_are_refused_with_the_place() {
             ),
             "does not define",
         ),
-    ];
-    for (file, place) in cases {
-        let error = open(&file, None).unwrap_err();
-        assert!(matches!(error, Error::Tokenizer { .. }), "{place}: {error}");
-        let text = error.to_string();
-        assert!(
-            text.contains("tokenizer.json") && text.contains(place),
-            "{place}: {text}"
-        );
-    }
+    ]);
 }
 
 #[test]
