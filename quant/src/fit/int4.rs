@@ -12,7 +12,7 @@
 
 use half::f16;
 
-use super::{assign, round};
+use super::{NO_FRACTION, assign, round};
 use crate::stats::{squared_error, sum};
 
 /// Lowest and highest level.
@@ -23,6 +23,9 @@ const FIRST: f32 = 4.0;
 const PER_STEP: f32 = 32.0;
 /// Places of the grid, beyond the lowest.
 const PLACES: usize = 256;
+/// Slots before the first place, and after the last: one for each level.
+const EARLY: usize = 8;
+const SLOTS: usize = EARLY + 1 + PLACES + 1 + EARLY;
 /// Rounds of improvement; almost always two are enough.
 const ROUNDS: usize = 8;
 
@@ -118,36 +121,31 @@ fn stored(scale: f64) -> f16 {
 
 /// The scales that the levels at the best places ask for: one positive, one negative.
 fn best_starts(unit: &[f32]) -> [f64; 2] {
-    // What the sums gain between one place and the next: by levels up to 7, and by the eighth
-    // level of weights below and above zero.
-    let mut climbs = [[Sums::default(); PLACES + 1]; 3];
-    let mut first = Sums::default();
+    // What the sums gain at each place: by levels up to 7, and by the eighth level of weights
+    // below and above zero. Slots before the first place hold the levels climbed by then, slots
+    // after the last what is never climbed; each level has its own, since adding to one slot many
+    // times over would take turns.
+    let mut climbs = [[Sums::default(); SLOTS]; 3];
     for &w in unit {
         let magnitude = w.abs();
         let steps = PER_STEP / magnitude;
-        let mut level = round(magnitude * FIRST, 0.0, FIRST);
-        first.wq += magnitude * level;
-        first.qq += level * level;
-        while level < 8.0 {
-            // The weight reaches the next level between two places of the grid.
+        let slots: [u16; 8] = std::array::from_fn(|level| {
+            let level = level as f32;
             let at = (level + 0.5) * steps - FIRST * PER_STEP;
-            if at >= PLACES as f32 {
-                break;
-            }
-            let side = if level < 7.0 {
-                0
-            } else {
-                1 + usize::from(w > 0.0)
-            };
-            let climb = &mut climbs[side][(at.max(0.0) as i32 + 1) as usize];
+            let at = at.max(-level).min((PLACES + 1) as f32 + level);
+            (at + (EARLY as f32 + 0.5) + NO_FRACTION).to_bits() as u16
+        });
+        for (level, slot) in slots.into_iter().enumerate() {
+            let eighth = if w > 0.0 { 2 } else { 1 };
+            let side = if level < 7 { 0 } else { eighth };
+            let climb = &mut climbs[side][usize::from(slot)];
             climb.wq += magnitude;
-            climb.qq += 2.0 * level + 1.0;
-            level += 1.0;
+            climb.qq += (2 * level + 1) as f32;
         }
     }
-    let mut sums = [first, Sums::default(), Sums::default()];
+    let mut sums = [Sums::default(); 3];
     let mut best = [Sums::default(); 2];
-    for i in 0..=PLACES {
+    for i in 0..=EARLY + PLACES {
         for (sum, climb) in sums.iter_mut().zip(&climbs) {
             sum.wq += climb[i].wq;
             sum.qq += climb[i].qq;
