@@ -28,6 +28,10 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), env = "NEUROCONV_THREADS")]
     pub(crate) threads: Option<u16>,
 
+    /// Seed of everything that draws at random
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
     /// Print results and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
@@ -323,10 +327,6 @@ pub(crate) struct GenerateArgs {
     /// Draw from the likeliest tokens that together hold this probability
     #[arg(long, value_name = "P", value_parser = share)]
     pub(crate) top_p: Option<f64>,
-
-    /// Seed of the random draws
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
 
     /// Put the prompt through the model's chat template as a user message
     #[arg(long)]

@@ -51,7 +51,9 @@ fn main() -> ExitCode {
         );
         return Exit::Usage.into();
     }
-    let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| run(cli.command, ui)));
+    let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+        run(cli.command, cli.global.seed, ui)
+    }));
     match outcome {
         Ok(Ok(exit)) => exit.into(),
         Ok(Err(error)) => {
@@ -70,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, ui: Ui) -> anyhow::Result<Exit> {
+fn run(command: Command, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
     match command {
         Command::Inspect(args) => cmd::inspect::run(&args, ui),
         Command::Plan(args) => cmd::plan::run(&args, ui),
@@ -80,7 +82,7 @@ fn run(command: Command, ui: Ui) -> anyhow::Result<Exit> {
         Command::Run(args) => cmd::convert::recipe(args, ui),
         Command::Verify(args) => cmd::verify::run(&args, ui),
         Command::Eval(args) => cmd::eval::run(&args, ui),
-        Command::Generate(args) => cmd::generate::run(&args, ui),
+        Command::Generate(args) => cmd::generate::run(&args, seed, ui),
         Command::Diff(args) => cmd::diff::run(&args, ui),
         Command::Demo(args) => cmd::demo::run(&args, ui),
         Command::Mla(_) => Err(failure::unsupported("mla")),

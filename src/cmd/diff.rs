@@ -40,8 +40,8 @@ struct TensorLine {
 }
 
 pub(crate) fn run(args: &DiffArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let a = neuroconv_runtime::open_source(&args.a)?;
-    let b = neuroconv_runtime::open_source(&args.b)?;
+    let a = super::open(&args.a)?;
+    let b = super::open(&args.b)?;
     let difference = compare(&a, &b, ui)?;
     show(&difference, ui);
     ui.object(&difference)?;

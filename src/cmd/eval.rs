@@ -19,7 +19,7 @@ struct Row<'a> {
 }
 
 pub(crate) fn run(args: &EvalArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let source = neuroconv_runtime::open_source(&args.model)?;
+    let source = super::open(&args.model)?;
     let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
     let measurement = corpus::measurement(&args.measure, source.spec(), &tokenizer)?;
     let scorer: Box<dyn Scorer + '_> = if args.reference {

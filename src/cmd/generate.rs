@@ -23,8 +23,8 @@ struct Generated<'a> {
     decode_tok_s: f64,
 }
 
-pub(crate) fn run(args: &GenerateArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let source = neuroconv_runtime::open_source(&args.model)?;
+pub(crate) fn run(args: &GenerateArgs, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
+    let source = super::open(&args.model)?;
     let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
     let decoder = Decoder::load(&source)?;
     let prompt = prompt(args)?;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &GenerateArgs, ui: Ui) -> anyhow::Result<Exit> {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p.unwrap_or(1.0),
-        seed: args.seed,
+        seed,
     })?;
     if !args.chat {
         ui.piece(&prompt);

@@ -85,7 +85,7 @@ struct Inspected<'a> {
 }
 
 fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
-    let source = neuroconv_runtime::open_source(path)?;
+    let source = super::open(path)?;
     let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
     let spec = source.spec();
     let (kind, weights_bytes, warnings, manifest) = match &source {

@@ -50,7 +50,7 @@ pub(crate) fn recipe_with_run(name: &str) -> anyhow::Result<(Recipe, RunSection)
 
 /// Opens what is to be converted; an artifact is not.
 pub(crate) fn checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
-    match neuroconv_runtime::open_source(path)? {
+    match super::open(path)? {
         Source::Checkpoint(checkpoint) => Ok(checkpoint),
         Source::Artifact(_) => Err(Misuse::new(
             format!("`{}` is an artifact already", path.display()),
