@@ -28,6 +28,7 @@ mod execute;
 mod folder;
 mod job;
 mod journal;
+pub mod mla;
 mod ours;
 mod pipeline;
 pub mod plan;

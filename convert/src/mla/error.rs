@@ -1,0 +1,65 @@
+//! Why a layer cannot be converted.
+
+use neuroconv_recipes::TensorId;
+
+/// What stops the arithmetic of a conversion.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor of the source could not be read.
+    #[error("tensor `{tensor}`: cannot be read")]
+    Read {
+        /// The tensor.
+        tensor: TensorId,
+        /// Why.
+        source: Box<neuroconv_runtime::Error>,
+    },
+    /// A layer attends to a window only: its cache is bounded already.
+    #[error("layer {layer}: sliding-window attention is not converted")]
+    SlidingWindow {
+        /// The layer.
+        layer: usize,
+    },
+    /// A layer does not rotate its keys.
+    #[error("layer {layer}: attention without rotary embedding is not converted")]
+    NoRotation {
+        /// The layer.
+        layer: usize,
+    },
+    /// A layer normalises its queries and keys.
+    #[error("layer {layer}: attention with query and key norms is not converted")]
+    QkNorm {
+        /// The layer.
+        layer: usize,
+    },
+    /// An eigendecomposition did not converge: its input holds values that are not finite.
+    #[error("an eigendecomposition did not converge")]
+    NoConvergence,
+    /// A Cholesky decomposition met a matrix that is not positive definite.
+    #[error("a matrix of statistics is not positive definite")]
+    NotPositiveDefinite,
+    /// The number of rotated channels asked for cannot be had.
+    #[error("rope dimension {rope}: expected an even number of at most {most}")]
+    RopeDim {
+        /// Channels asked for.
+        rope: usize,
+        /// The most this layer has: every pair of every key/value head.
+        most: usize,
+    },
+    /// The stock frequency table needs a rope dimension that divides the head.
+    #[error("the stock frequency table needs a rope dimension that divides {head_dim}, found {rope}")]
+    StockRopeDim {
+        /// Channels asked for.
+        rope: usize,
+        /// Width of one head.
+        head_dim: usize,
+    },
+    /// Too little calibration text.
+    #[error("calibration needs at least {least} windows, found {found}")]
+    FewWindows {
+        /// Windows given.
+        found: usize,
+        /// Windows needed.
+        least: usize,
+    },
+}

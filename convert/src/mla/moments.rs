@@ -1,0 +1,158 @@
+//! First and second moments of two streams of columns, and the ridge regression they suffice for.
+
+use faer::{Mat, MatMut, MatRef};
+use rayon::prelude::*;
+
+use super::error::Error;
+use super::linalg::{add_mul, damped, mul, set_mul, solve_spd};
+
+/// Sums over tokens of an input `x` and a target `y`; products of blocks in single precision, sums
+/// in double.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// Tokens summed over.
+    pub tokens: f64,
+    /// `Σ x`, `[in]`.
+    pub x: Vec<f64>,
+    /// `Σ y`, `[out]`.
+    pub y: Vec<f64>,
+    /// `Σ x xᵀ`, `[in, in]`.
+    pub xx: Mat<f64>,
+    /// `Σ y xᵀ`, `[out, in]`.
+    pub yx: Mat<f64>,
+    /// `Σ |y|²`.
+    pub yy: f64,
+}
+
+/// An affine map fitted to moments.
+#[derive(Clone, Debug)]
+pub struct Affine {
+    /// `[out, in]`.
+    pub weight: Mat<f64>,
+    /// `[out]`.
+    pub bias: Vec<f64>,
+}
+
+/// Columns of an accumulator that one task owns: fixed, so that sums never depend on the threads.
+const PANEL: usize = 128;
+
+impl Moments {
+    /// No tokens yet.
+    pub fn zeros(inputs: usize, outputs: usize) -> Self {
+        Moments {
+            tokens: 0.0,
+            x: vec![0.0; inputs],
+            y: vec![0.0; outputs],
+            xx: Mat::zeros(inputs, inputs),
+            yx: Mat::zeros(outputs, inputs),
+            yy: 0.0,
+        }
+    }
+
+    /// Adds a block of tokens, one per column.
+    pub fn add_block(&mut self, x_it: MatRef<'_, f32>, y_ot: MatRef<'_, f32>) {
+        self.tokens += x_it.ncols() as f64;
+        for t in 0..x_it.ncols() {
+            let column = x_it.col(t);
+            self.x.iter_mut().enumerate().for_each(|(i, sum)| *sum += f64::from(column[i]));
+            let column = y_ot.col(t);
+            for (i, sum) in self.y.iter_mut().enumerate() {
+                *sum += f64::from(column[i]);
+                self.yy += f64::from(column[i]).powi(2);
+            }
+        }
+        add_outer(self.xx.as_mut(), x_it, x_it);
+        add_outer(self.yx.as_mut(), y_ot, x_it);
+    }
+
+    /// Adds the sums of other tokens.
+    pub fn add(&mut self, other: &Moments) {
+        self.tokens += other.tokens;
+        self.x.iter_mut().zip(&other.x).for_each(|(a, b)| *a += b);
+        self.y.iter_mut().zip(&other.y).for_each(|(a, b)| *a += b);
+        self.xx += &other.xx;
+        self.yx += &other.yx;
+        self.yy += other.yy;
+    }
+
+    /// The mean of `x`.
+    pub fn x_mean(&self) -> Vec<f64> {
+        self.x.iter().map(|v| v / self.tokens).collect()
+    }
+
+    /// The mean of `y`.
+    pub fn y_mean(&self) -> Vec<f64> {
+        self.y.iter().map(|v| v / self.tokens).collect()
+    }
+
+    /// The covariance of `x`.
+    pub fn x_covariance(&self) -> Mat<f64> {
+        centred(&self.xx, &self.x, &self.x, self.tokens)
+    }
+
+    /// `argmin Σ |y - W x - b|² + ridge · (mean variance of x) · tokens · |W - prior|²`.
+    pub fn ridge(&self, prior: MatRef<'_, f64>, ridge: f64) -> Result<Affine, Error> {
+        let xx = self.x_covariance();
+        let yx = centred(&self.yx, &self.y, &self.x, self.tokens);
+        let rest = &yx - mul(prior, xx.as_ref());
+        let change = solve_spd(damped(xx.as_ref(), ridge).as_ref(), rest.transpose())?;
+        let weight = prior + change.transpose();
+        let bias = self.bias(&weight);
+        Ok(Affine { weight, bias })
+    }
+
+    /// The bias of least error for a given weight.
+    pub fn bias(&self, weight: &Mat<f64>) -> Vec<f64> {
+        let (x, y) = (self.x_mean(), self.y_mean());
+        let out = |o: usize| y[o] - (0..x.len()).map(|i| weight[(o, i)] * x[i]).sum::<f64>();
+        (0..y.len()).map(out).collect()
+    }
+
+    /// `Σ |y - W x - b|² / Σ |y|²`.
+    pub fn relative_error(&self, map: &Affine) -> f64 {
+        // |y|² - 2 y·(Wx + b) + |Wx + b|², from the sums alone.
+        let wxx = mul(map.weight.as_ref(), self.xx.as_ref());
+        let mut error = self.yy;
+        for o in 0..self.y.len() {
+            let b = map.bias[o];
+            let mut wx = 0.0;
+            for i in 0..self.x.len() {
+                let w = map.weight[(o, i)];
+                error += w * (wxx[(o, i)] - 2.0 * self.yx[(o, i)]);
+                wx += w * self.x[i];
+            }
+            error += b * (2.0 * wx - 2.0 * self.y[o] + self.tokens * b);
+        }
+        if self.yy > 0.0 { error.max(0.0) / self.yy } else { 0.0 }
+    }
+}
+
+/// `sum += a bᵀ`, panels of columns in parallel.
+pub(super) fn add_outer(sum: MatMut<'_, f64>, a_it: MatRef<'_, f32>, b_jt: MatRef<'_, f32>) {
+    sum.par_col_chunks_mut(PANEL).enumerate().for_each(|(panel, mut sum)| {
+        let b = b_jt.subrows(panel * PANEL, sum.ncols());
+        let mut product = Mat::zeros(a_it.nrows(), sum.ncols());
+        set_mul(product.as_mut(), a_it, b.transpose());
+        for j in 0..sum.ncols() {
+            for i in 0..sum.nrows() {
+                sum[(i, j)] += f64::from(product[(i, j)]);
+            }
+        }
+    });
+}
+
+/// `(product - a bᵀ / tokens) / tokens`.
+fn centred(product: &Mat<f64>, a: &[f64], b: &[f64], tokens: f64) -> Mat<f64> {
+    Mat::from_fn(a.len(), b.len(), |i, j| (product[(i, j)] - a[i] * b[j] / tokens) / tokens)
+}
+
+impl Affine {
+    /// `after(self(x))`: a map on top of this one.
+    pub fn then(&self, after: MatRef<'_, f64>, after_bias: &[f64]) -> Affine {
+        let column = Mat::from_fn(self.bias.len(), 1, |i, _| self.bias[i]);
+        let mut bias = Mat::from_fn(after.nrows(), 1, |i, _| after_bias[i]);
+        add_mul(bias.as_mut(), after, column.as_ref());
+        let bias = (0..bias.nrows()).map(|i| bias[(i, 0)]).collect();
+        Affine { weight: mul(after, self.weight.as_ref()), bias }
+    }
+}
