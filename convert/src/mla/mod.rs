@@ -21,6 +21,9 @@ pub mod slots;
 pub mod source;
 pub mod teacher;
 
+#[cfg(test)]
+mod tests;
+
 pub use activations::Activations;
 pub use convert::{Diagnostics, Options, Streams, convert_layer};
 pub use error::Error;
