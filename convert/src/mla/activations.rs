@@ -16,7 +16,11 @@ pub struct Activations {
 impl Activations {
     /// All zero.
     pub fn zeros(width: usize, window: usize, windows: usize) -> Self {
-        Activations { width, window, values: vec![0.0; width * window * windows] }
+        Activations {
+            width,
+            window,
+            values: vec![0.0; width * window * windows],
+        }
     }
 
     /// Rows of `table` (`[vocab, width]`, row-major) looked up for each token of each window.
@@ -24,7 +28,11 @@ impl Activations {
         let window = tokens.first().map_or(0, Vec::len);
         let row = |&token: &u32| &table[token as usize * width..][..width];
         let values = tokens.iter().flatten().flat_map(row).copied().collect();
-        Activations { width, window, values }
+        Activations {
+            width,
+            window,
+            values,
+        }
     }
 
     /// Numbers per token.
@@ -55,16 +63,27 @@ impl Activations {
         update: impl Fn(usize, MatMut<'_, f32>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         let (width, window) = (self.width, self.window);
-        self.values.par_chunks_mut((width * window).max(1)).enumerate().try_for_each(|(w, values)| {
-            update(w, MatMut::from_column_major_slice_mut(values, width, window))
-        })
+        self.values
+            .par_chunks_mut((width * window).max(1))
+            .enumerate()
+            .try_for_each(|(w, values)| {
+                update(
+                    w,
+                    MatMut::from_column_major_slice_mut(values, width, window),
+                )
+            })
     }
 
     /// `sum (self - other)² / sum other²`.
     pub fn relative_error(&self, other: &Activations) -> f64 {
         let pairs = self.values.iter().zip(&other.values);
         let error: f64 = pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum();
-        error / other.values.iter().map(|&b| f64::from(b).powi(2)).sum::<f64>()
+        error
+            / other
+                .values
+                .iter()
+                .map(|&b| f64::from(b).powi(2))
+                .sum::<f64>()
     }
 }
 
@@ -99,9 +118,12 @@ pub fn gather<E: Send>(
     fill: impl Fn(usize) -> Result<Mat<f32>, E> + Sync,
 ) -> Result<Mat<f32>, E> {
     let mut out = Mat::zeros(rows, window * windows.len());
-    out.as_mut().par_col_chunks_mut(window.max(1)).zip(windows).try_for_each(|(mut columns, &w)| {
-        columns.copy_from(fill(w)?);
-        Ok(())
-    })?;
+    out.as_mut()
+        .par_col_chunks_mut(window.max(1))
+        .zip(windows)
+        .try_for_each(|(mut columns, &w)| {
+            columns.copy_from(fill(w)?);
+            Ok(())
+        })?;
     Ok(out)
 }

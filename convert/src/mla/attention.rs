@@ -16,7 +16,9 @@ pub fn causal_softmax(mut scores_st: Mat<f32>) -> Mat<f32> {
             *value = (*value - most).exp();
             sum += *value;
         }
-        seen.iter_mut().for_each(|value| *value /= sum);
+        for value in seen {
+            *value /= sum;
+        }
     }
     scores_st
 }

@@ -101,13 +101,21 @@ pub fn convert_layer(
 ) -> Result<(MlaAttention, Diagnostics), Error> {
     let windows = streams.teacher.windows();
     if windows < 2 {
-        return Err(Error::FewWindows { found: windows, least: 2 });
+        return Err(Error::FewWindows {
+            found: windows,
+            least: 2,
+        });
     }
-    let (held_out, train): (Vec<usize>, Vec<usize>) =
-        (0..windows).partition(|w| w % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 || (windows < HELD_OUT_EVERY && *w == windows - 1));
+    let (held_out, train): (Vec<usize>, Vec<usize>) = (0..windows).partition(|w| {
+        w % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 || (windows < HELD_OUT_EVERY && *w == windows - 1)
+    });
     let sample = spread_over(&train, options.attention_windows);
     let stats = TeacherStats::gather(g, source, streams.teacher, &sample);
-    let rule = SplitRule { rope: options.rope, table: options.table, best_constant: options.best_constant };
+    let rule = SplitRule {
+        rope: options.rope,
+        table: options.table,
+        best_constant: options.best_constant,
+    };
     let split = split(g, source, streams.teacher, &sample, &stats, rule)?;
 
     let inputs = input_moments(g, source, streams)?;
@@ -116,31 +124,56 @@ pub fn convert_layer(
     let n = g.key_width();
     let z = rows(&qkv, g.query_width(), 2 * n);
     let problem = LatentProblem::new(
-        g, &source.attention, &stats, &split, z.clone(), inputs.x_mean(), inputs.x_covariance().as_ref(),
+        g,
+        &source.attention,
+        &stats,
+        &split,
+        z.clone(),
+        inputs.x_mean(),
+        inputs.x_covariance().as_ref(),
     )?;
 
     let rank = options.rank.min(2 * n - options.rope);
     let plain_bias = plain_bias(g, source, &z, &inputs.x_mean());
-    let refit = Refit { g, source, streams, options, train: &train, held_out: &held_out, plain_bias };
+    let refit = Refit {
+        g,
+        source,
+        streams,
+        options,
+        train: &train,
+        held_out: &held_out,
+        plain_bias,
+    };
     let full = rank == 2 * n - options.rope;
-    let balances = if full { &options.balances[..1] } else { &options.balances[..] };
+    let balances = if full {
+        &options.balances[..1]
+    } else {
+        &options.balances[..]
+    };
     let mut best: Option<(f64, f64, f64, MlaAttention)> = None;
     for &balance in balances {
         let latent = problem.solve(g, rank, balance)?;
         let energy = latent.energy;
-        let mut layer = with_latent(&base, latent);
+        let mut layer = with_latent(&base, &latent);
         let error = refit.output(&mut layer)?;
         if best.as_ref().is_none_or(|(least, ..)| error < *least) {
             best = Some((error, balance, energy, layer));
         }
     }
-    let (mut output_error, balance, energy, mut layer) = best.expect("at least one balance is tried");
+    let (mut output_error, balance, energy, mut layer) =
+        best.expect("at least one balance is tried");
 
     let mut score_fits = Vec::new();
     if !options.score_fits.is_empty() {
         let train = spread_over(&train, options.score_windows);
         let problem = ScoreProblem::new(
-            g, source, streams.teacher, streams.student, &stats.head_weights(), train, held_out.clone(),
+            g,
+            source,
+            streams.teacher,
+            streams.student,
+            &stats.head_weights(),
+            train,
+            held_out.clone(),
         );
         for &(side, steps) in &options.score_fits {
             score_fits.push(problem.fit(&mut layer, side, steps)?);
@@ -161,33 +194,56 @@ pub fn convert_layer(
 /// At most `count` of `windows`, evenly spread.
 fn spread_over(windows: &[usize], count: usize) -> Vec<usize> {
     let count = count.min(windows.len());
-    (0..count).map(|i| windows[i * windows.len() / count]).collect()
+    (0..count)
+        .map(|i| windows[i * windows.len() / count])
+        .collect()
 }
 
 /// Moments of the student's input and the teacher's.
-fn input_moments(g: &Geometry, source: &SourceLayer, streams: &Streams<'_>) -> Result<Moments, Error> {
+fn input_moments(
+    g: &Geometry,
+    source: &SourceLayer,
+    streams: &Streams<'_>,
+) -> Result<Moments, Error> {
     let all: Vec<usize> = (0..streams.student.windows()).collect();
     let len = streams.student.window_len();
     let mut moments = Moments::zeros(g.hidden, g.hidden);
     for block in blocks(&all) {
         let input = |h: &Activations| {
-            gather(g.hidden, len, block, |w| Ok::<_, Error>(source.attention_input(g, h.window(w))))
+            gather(g.hidden, len, block, |w| {
+                Ok::<_, Error>(source.attention_input(g, h.window(w)))
+            })
         };
-        moments.add_block(input(streams.student)?.as_ref(), input(streams.teacher)?.as_ref());
+        moments.add_block(
+            input(streams.student)?.as_ref(),
+            input(streams.teacher)?.as_ref(),
+        );
     }
     Ok(moments)
 }
 
 /// The teacher's queries (scaled), keys and values as an affine map of the student's input.
-fn teacher_projection(source: &SourceLayer, inputs: &Moments, options: &Options) -> Result<Affine, Error> {
+fn teacher_projection(
+    source: &SourceLayer,
+    inputs: &Moments,
+    options: &Options,
+) -> Result<Affine, Error> {
     let d = inputs.x.len();
     let identity = Mat::identity(d, d);
     let input = if options.refit_input {
         inputs.ridge(identity.as_ref(), options.ridge)?
     } else {
-        Affine { weight: identity, bias: vec![0.0; d] }
+        Affine {
+            weight: identity,
+            bias: vec![0.0; d],
+        }
     };
-    let bias: Vec<f64> = source.attention.qkv_bias.iter().map(|&b| f64::from(b)).collect();
+    let bias: Vec<f64> = source
+        .attention
+        .qkv_bias
+        .iter()
+        .map(|&b| f64::from(b))
+        .collect();
     Ok(input.then(wide(source.attention.qkv.as_ref()).as_ref(), &bias))
 }
 
@@ -200,7 +256,12 @@ fn rows(map: &Affine, start: usize, count: usize) -> Affine {
 
 /// Queries and the rotated key; the latent is empty.
 fn rotated_part(g: &Geometry, split: &Split, qkv: &Affine) -> MlaAttention {
-    let (hd, d, n, rope) = (g.query_width(), g.head_dim, g.key_width(), 2 * split.slots.len());
+    let (hd, d, n, rope) = (
+        g.query_width(),
+        g.head_dim,
+        g.key_width(),
+        2 * split.slots.len(),
+    );
     let mut q = rows(qkv, 0, hd);
     q.weight *= g.scale();
     q.bias.iter_mut().for_each(|b| *b *= g.scale());
@@ -231,7 +292,7 @@ fn rotated_part(g: &Geometry, split: &Split, qkv: &Affine) -> MlaAttention {
     }
 }
 
-fn with_latent(base: &MlaAttention, latent: Latent) -> MlaAttention {
+fn with_latent(base: &MlaAttention, latent: &Latent) -> MlaAttention {
     MlaAttention {
         kv_a: narrow(latent.kv_a.as_ref()),
         kv_a_bias: latent.kv_a_bias.iter().map(|&b| b as f32).collect(),
@@ -245,14 +306,23 @@ fn with_latent(base: &MlaAttention, latent: Latent) -> MlaAttention {
 fn plain_bias(g: &Geometry, source: &SourceLayer, z: &Affine, x_mean: &[f64]) -> Vec<f64> {
     let n = g.key_width();
     let mean = |row: usize| -> f64 {
-        z.bias[row] + (0..x_mean.len()).map(|i| z.weight[(row, i)] * x_mean[i]).sum::<f64>()
+        z.bias[row]
+            + (0..x_mean.len())
+                .map(|i| z.weight[(row, i)] * x_mean[i])
+                .sum::<f64>()
     };
     let values: Vec<f64> = (0..g.query_width())
         .map(|i| mean(n + i / g.head_dim / g.group() * g.head_dim + i % g.head_dim))
         .collect();
     let o = &source.attention.o;
-    let out = |row: usize| (0..values.len()).map(|i| f64::from(o[(row, i)]) * values[i]).sum::<f64>();
-    (0..g.hidden).map(|row| f64::from(source.attention.o_bias[row]) + out(row)).collect()
+    let out = |row: usize| {
+        (0..values.len())
+            .map(|i| f64::from(o[(row, i)]) * values[i])
+            .sum::<f64>()
+    };
+    (0..g.hidden)
+        .map(|row| f64::from(source.attention.o_bias[row]) + out(row))
+        .collect()
 }
 
 struct Refit<'a> {
@@ -277,7 +347,10 @@ impl Refit<'_> {
             if self.options.refit_output {
                 return moments.ridge(o.as_ref(), self.options.ridge);
             }
-            Ok(Affine { weight: o.clone(), bias: self.plain_bias.to_vec() })
+            Ok(Affine {
+                weight: o.clone(),
+                bias: self.plain_bias.clone(),
+            })
         };
         let error = held_out.relative_error(&fit(&moments)?);
         moments.add(&held_out);
@@ -296,11 +369,15 @@ impl Refit<'_> {
         let mut moments = Moments::zeros(width, self.g.hidden);
         for block in blocks(windows) {
             let mixed = gather(width, len, block, |w| {
-                let x_dt = self.source.attention_input(self.g, self.streams.student.window(w));
+                let x_dt = self
+                    .source
+                    .attention_input(self.g, self.streams.student.window(w));
                 Ok::<_, Error>(layer.mix(&phases, x_dt.as_ref()))
             })?;
             let lacking = gather(self.g.hidden, len, block, |w| {
-                Ok::<_, Error>(self.streams.teacher_after.window(w) - self.streams.student.window(w))
+                Ok::<_, Error>(
+                    self.streams.teacher_after.window(w) - self.streams.student.window(w),
+                )
             })?;
             moments.add_block(mixed.as_ref(), lacking.as_ref());
         }

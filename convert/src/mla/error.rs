@@ -35,9 +35,9 @@ pub enum Error {
     /// An eigendecomposition did not converge: its input holds values that are not finite.
     #[error("an eigendecomposition did not converge")]
     NoConvergence,
-    /// A Cholesky decomposition met a matrix that is not positive definite.
-    #[error("a matrix of statistics is not positive definite")]
-    NotPositiveDefinite,
+    /// A decomposition failed: the calibration text makes a matrix that is not finite.
+    #[error(transparent)]
+    Decomposition(#[from] neuroconv_quant::Error),
     /// The number of rotated channels asked for cannot be had.
     #[error("rope dimension {rope}: expected an even number of at most {most}")]
     RopeDim {
@@ -47,7 +47,9 @@ pub enum Error {
         most: usize,
     },
     /// The stock frequency table needs a rope dimension that divides the head.
-    #[error("the stock frequency table needs a rope dimension that divides {head_dim}, found {rope}")]
+    #[error(
+        "the stock frequency table needs a rope dimension that divides {head_dim}, found {rope}"
+    )]
     StockRopeDim {
         /// Channels asked for.
         rope: usize,

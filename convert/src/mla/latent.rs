@@ -62,15 +62,26 @@ impl LatentProblem {
         x_covariance: MatRef<'_, f64>,
     ) -> Result<Self, Error> {
         let n = g.key_width();
-        let f = mul(mul(z.weight.as_ref(), x_covariance).as_ref(), z.weight.transpose());
+        let f = mul(
+            mul(z.weight.as_ref(), x_covariance).as_ref(),
+            z.weight.transpose(),
+        );
         let unrotated: Vec<Mat<f64>> = (0..g.heads).map(|h| split.unrotated_key(g, h)).collect();
         let (keys, all_keys) = key_metric(g, stats, &unrotated, f.as_ref());
         let values = value_metric(g, attention);
         let (f_k, f_v) = (f.submatrix(0, 0, n, n), f.submatrix(n, n, n, n));
         let (key_cost, value_cost) = (dot(keys.as_ref(), f_k), dot(values.as_ref(), f_v));
         // Where the slots took every pair, what is left of the keys is rounding and weighs nothing.
-        let key_scale = if key_cost > 1e-10 * all_keys { 1.0 / key_cost } else { 0.0 };
-        let value_scale = if value_cost > 0.0 { 1.0 / value_cost } else { 0.0 };
+        let key_scale = if key_cost > 1e-10 * all_keys {
+            1.0 / key_cost
+        } else {
+            0.0
+        };
+        let value_scale = if value_cost > 0.0 {
+            1.0 / value_cost
+        } else {
+            0.0
+        };
         let (k_root, v_root) = (sqrt_psd(keys.as_ref())?, sqrt_psd(values.as_ref())?);
         let mut root = Mat::zeros(2 * n, 2 * n);
         for j in 0..n {
@@ -80,15 +91,23 @@ impl LatentProblem {
             }
         }
         let weighted = mul(mul(root.as_ref(), f.as_ref()).as_ref(), root.as_ref());
-        Ok(LatentProblem { unrotated, z, x_mean, f, root, weighted })
+        Ok(LatentProblem {
+            unrotated,
+            z,
+            x_mean,
+            f,
+            root,
+            weighted,
+        })
     }
 
     /// The best latent of `rank` numbers at `balance` (`λ`).
     pub fn solve(&self, g: &Geometry, rank: usize, balance: f64) -> Result<Latent, Error> {
         let (n, d) = (g.key_width(), g.head_dim);
         let side = |i: usize| if i < n { 1.0 } else { balance.sqrt() };
-        let weighted =
-            Mat::from_fn(2 * n, 2 * n, |i, j| self.weighted[(i, j)] * side(i) * side(j));
+        let weighted = Mat::from_fn(2 * n, 2 * n, |i, j| {
+            self.weighted[(i, j)] * side(i) * side(j)
+        });
         let (values, vectors) = eigen(weighted.as_ref())?;
         let total: f64 = values.iter().map(|v| v.max(0.0)).sum();
         let kept: f64 = values[..rank].iter().map(|v| v.max(0.0)).sum();
@@ -98,21 +117,37 @@ impl LatentProblem {
         let kv_a = mul(basis.transpose(), self.z.weight.as_ref());
         let mut decode = mul(self.f.as_ref(), basis.as_ref());
         for (c, value) in values[..rank].iter().enumerate() {
-            let scale = if *value > 1e-10 * values[0] { 1.0 / value } else { 0.0 };
+            let scale = if *value > 1e-10 * values[0] {
+                1.0 / value
+            } else {
+                0.0
+            };
             (0..2 * n).for_each(|i| decode[(i, c)] *= scale);
         }
         let mean = |c: usize| -> f64 {
-            -(0..self.x_mean.len()).map(|i| kv_a[(c, i)] * self.x_mean[i]).sum::<f64>()
+            -(0..self.x_mean.len())
+                .map(|i| kv_a[(c, i)] * self.x_mean[i])
+                .sum::<f64>()
         };
         let kv_a_bias = (0..rank).map(mean).collect();
-        let (mut kb, mut vb) = (Mat::zeros(g.query_width(), rank), Mat::zeros(g.query_width(), rank));
+        let (mut kb, mut vb) = (
+            Mat::zeros(g.query_width(), rank),
+            Mat::zeros(g.query_width(), rank),
+        );
         for (h, unrotated) in self.unrotated.iter().enumerate() {
             let key = mul(unrotated.as_ref(), decode.subrows(0, n));
             kb.subrows_mut(h * d, d).copy_from(&key);
-            vb.subrows_mut(h * d, d).copy_from(decode.subrows(n + h / g.group() * d, d));
+            vb.subrows_mut(h * d, d)
+                .copy_from(decode.subrows(n + h / g.group() * d, d));
         }
         let energy = if total > 0.0 { kept / total } else { 1.0 };
-        Ok(Latent { kv_a, kv_a_bias, kb, vb, energy })
+        Ok(Latent {
+            kv_a,
+            kv_a_bias,
+            kb,
+            vb,
+            energy,
+        })
     }
 }
 

@@ -88,7 +88,10 @@ impl MlaAttention {
     pub fn queries(&self, phases: &Phases, x_dt: MatRef<'_, f32>) -> (Mat<f32>, Mat<f32>) {
         let mut q_rope = affine(self.q_rope.as_ref(), &self.q_rope_bias, x_dt);
         phases.rotate(q_rope.as_mut());
-        (affine(self.q_nope.as_ref(), &self.q_nope_bias, x_dt), q_rope)
+        (
+            affine(self.q_nope.as_ref(), &self.q_nope_bias, x_dt),
+            q_rope,
+        )
     }
 
     /// Keys of both kinds of the input and its latent, rotated where they turn.
@@ -109,19 +112,32 @@ impl MlaAttention {
         let (q_nope, q_rope) = self.queries(phases, x_dt);
         let (k_nope, k_rope) = self.keys(phases, x_dt, c_rt.as_ref());
         let values = mul(self.vb.as_ref(), c_rt.as_ref());
-        let sides = Sides { q_nope, q_rope, k_nope, k_rope };
+        let sides = Sides {
+            q_nope,
+            q_rope,
+            k_nope,
+            k_rope,
+        };
         let mut heads = Mat::zeros(values.nrows(), x_dt.ncols());
         let v = self.value();
         for h in 0..self.heads {
             let a_st = causal_softmax(sides.scores(self, h));
-            set_mul(heads.subrows_mut(h * v, v), values.subrows(h * v, v), a_st.as_ref());
+            set_mul(
+                heads.subrows_mut(h * v, v),
+                values.subrows(h * v, v),
+                a_st.as_ref(),
+            );
         }
         heads
     }
 
     /// The attention block's output, `[hidden, tokens]`.
     pub fn forward(&self, phases: &Phases, x_dt: MatRef<'_, f32>) -> Mat<f32> {
-        affine(self.o.as_ref(), &self.o_bias, self.mix(phases, x_dt).as_ref())
+        affine(
+            self.o.as_ref(),
+            &self.o_bias,
+            self.mix(phases, x_dt).as_ref(),
+        )
     }
 }
 
@@ -129,8 +145,10 @@ impl Sides {
     /// The scores of head `h`, `[keys, queries]`.
     pub fn scores(&self, layer: &MlaAttention, h: usize) -> Mat<f32> {
         let (nope, rope) = (layer.nope(), layer.rope());
-        let mut scores_st =
-            mul(self.k_nope.subrows(h * nope, nope).transpose(), self.q_nope.subrows(h * nope, nope));
+        let mut scores_st = mul(
+            self.k_nope.subrows(h * nope, nope).transpose(),
+            self.q_nope.subrows(h * nope, nope),
+        );
         let q_rope = self.q_rope.subrows(h * rope, rope);
         add_mul(scores_st.as_mut(), self.k_rope.transpose(), q_rope);
         scores_st

@@ -3,9 +3,7 @@
 
 use faer::{Mat, MatRef};
 use neuroconv_quant::dequantize;
-use neuroconv_recipes::{
-    AttentionSpec, Mixer, ModelSpec, QkNorm, Role, RopeLayout, TensorId,
-};
+use neuroconv_recipes::{AttentionSpec, Mixer, ModelSpec, QkNorm, Role, RopeLayout, TensorId};
 use neuroconv_runtime::WeightSource;
 
 use super::error::Error;
@@ -13,7 +11,7 @@ use super::source::{FeedForward, Geometry, SourceAttention, SourceLayer};
 
 /// The attention of one layer, if it can be converted.
 pub fn geometry(spec: &ModelSpec, layer: usize) -> Result<Geometry, Error> {
-    let a = attention(spec, layer)?;
+    let a = attention(spec, layer);
     if a.window.is_some() {
         return Err(Error::SlidingWindow { layer });
     }
@@ -34,19 +32,23 @@ pub fn geometry(spec: &ModelSpec, layer: usize) -> Result<Geometry, Error> {
     })
 }
 
-fn attention(spec: &ModelSpec, layer: usize) -> Result<&AttentionSpec, Error> {
+fn attention(spec: &ModelSpec, layer: usize) -> &AttentionSpec {
     match &spec.layers[layer].mixer {
-        Mixer::Attention(a) => Ok(a),
+        Mixer::Attention(a) => a,
     }
 }
 
 /// Reads one layer.
 pub fn layer(source: &dyn WeightSource, layer: usize) -> Result<SourceLayer, Error> {
     let spec = source.spec();
-    let a = attention(spec, layer)?;
+    let a = attention(spec, layer);
     let read = |role: Role| vector(source, TensorId::layer(layer, role));
     let optional = |present: bool, role: Role, len: usize| {
-        if present { read(role) } else { Ok(vec![0.0; len]) }
+        if present {
+            read(role)
+        } else {
+            Ok(vec![0.0; len])
+        }
     };
     let (hd, n) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
     let half = |mut rows: Vec<f32>, width: usize| {
@@ -85,7 +87,10 @@ pub fn layer(source: &dyn WeightSource, layer: usize) -> Result<SourceLayer, Err
 
 /// The values of one tensor, row by row.
 pub fn vector(source: &dyn WeightSource, id: TensorId) -> Result<Vec<f32>, Error> {
-    let tensor = source.tensor(id).map_err(|e| Error::Read { tensor: id, source: Box::new(e) })?;
+    let tensor = source.tensor(id).map_err(|e| Error::Read {
+        tensor: id,
+        source: Box::new(e),
+    })?;
     Ok(dequantize(&tensor))
 }
 

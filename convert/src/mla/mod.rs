@@ -17,6 +17,8 @@ pub mod moments;
 pub mod rotary;
 pub mod score_fit;
 pub mod score_ls;
+mod score_precond;
+pub mod score_weights;
 pub mod slots;
 pub mod source;
 pub mod teacher;

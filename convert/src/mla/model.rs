@@ -23,8 +23,9 @@ pub fn convert_model(
     mut done: impl FnMut(usize, MlaAttention, Diagnostics) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let spec = source.spec();
-    let geometries =
-        (0..spec.layers.len()).map(|i| load::geometry(spec, i)).collect::<Result<Vec<_>, _>>()?;
+    let geometries = (0..spec.layers.len())
+        .map(|i| load::geometry(spec, i))
+        .collect::<Result<Vec<_>, _>>()?;
     let table = load::vector(source, TensorId::model(Role::Embed))?;
     let mut teacher = Activations::embed(&table, spec.hidden, windows);
     drop(table);
@@ -33,9 +34,14 @@ pub fn convert_model(
         let layer = load::layer(source, i)?;
         let phases = Phases::new(&g.inv_freq, teacher.window_len());
         let mut after = teacher.clone();
-        attend(g, &layer, &mut after, |x| layer.attention.forward(g, &phases, x))?;
-        let streams =
-            Streams { teacher: &teacher, teacher_after: &after, student: &student };
+        attend(g, &layer, &mut after, |x| {
+            layer.attention.forward(g, &phases, x)
+        })?;
+        let streams = Streams {
+            teacher: &teacher,
+            teacher_after: &after,
+            student: &student,
+        };
         let (mla, diagnostics) = convert_layer(g, &layer, &streams, options)?;
         let phases = Phases::new(&mla.inv_freq, student.window_len());
         attend(g, &layer, &mut student, |x| mla.forward(&phases, x))?;

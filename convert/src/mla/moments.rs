@@ -54,7 +54,10 @@ impl Moments {
         self.tokens += x_it.ncols() as f64;
         for t in 0..x_it.ncols() {
             let column = x_it.col(t);
-            self.x.iter_mut().enumerate().for_each(|(i, sum)| *sum += f64::from(column[i]));
+            self.x
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, sum)| *sum += f64::from(column[i]));
             let column = y_ot.col(t);
             for (i, sum) in self.y.iter_mut().enumerate() {
                 *sum += f64::from(column[i]);
@@ -123,36 +126,48 @@ impl Moments {
             }
             error += b * (2.0 * wx - 2.0 * self.y[o] + self.tokens * b);
         }
-        if self.yy > 0.0 { error.max(0.0) / self.yy } else { 0.0 }
+        if self.yy > 0.0 {
+            error.max(0.0) / self.yy
+        } else {
+            0.0
+        }
     }
 }
 
 /// `sum += a bᵀ`, panels of columns in parallel.
 pub(super) fn add_outer(sum: MatMut<'_, f64>, a_it: MatRef<'_, f32>, b_jt: MatRef<'_, f32>) {
-    sum.par_col_chunks_mut(PANEL).enumerate().for_each(|(panel, mut sum)| {
-        let b = b_jt.subrows(panel * PANEL, sum.ncols());
-        let mut product = Mat::zeros(a_it.nrows(), sum.ncols());
-        set_mul(product.as_mut(), a_it, b.transpose());
-        for j in 0..sum.ncols() {
-            for i in 0..sum.nrows() {
-                sum[(i, j)] += f64::from(product[(i, j)]);
+    sum.par_col_chunks_mut(PANEL)
+        .enumerate()
+        .for_each(|(panel, mut sum)| {
+            let b = b_jt.subrows(panel * PANEL, sum.ncols());
+            let mut product = Mat::zeros(a_it.nrows(), sum.ncols());
+            set_mul(product.as_mut(), a_it, b.transpose());
+            for j in 0..sum.ncols() {
+                for i in 0..sum.nrows() {
+                    sum[(i, j)] += f64::from(product[(i, j)]);
+                }
             }
-        }
-    });
+        });
 }
 
 /// `(product - a bᵀ / tokens) / tokens`.
 fn centred(product: &Mat<f64>, a: &[f64], b: &[f64], tokens: f64) -> Mat<f64> {
-    Mat::from_fn(a.len(), b.len(), |i, j| (product[(i, j)] - a[i] * b[j] / tokens) / tokens)
+    Mat::from_fn(a.len(), b.len(), |i, j| {
+        (product[(i, j)] - a[i] * b[j] / tokens) / tokens
+    })
 }
 
 impl Affine {
     /// `after(self(x))`: a map on top of this one.
+    #[must_use]
     pub fn then(&self, after: MatRef<'_, f64>, after_bias: &[f64]) -> Affine {
         let column = Mat::from_fn(self.bias.len(), 1, |i, _| self.bias[i]);
         let mut bias = Mat::from_fn(after.nrows(), 1, |i, _| after_bias[i]);
         add_mul(bias.as_mut(), after, column.as_ref());
         let bias = (0..bias.nrows()).map(|i| bias[(i, 0)]).collect();
-        Affine { weight: mul(after, self.weight.as_ref()), bias }
+        Affine {
+            weight: mul(after, self.weight.as_ref()),
+            bias,
+        }
     }
 }

@@ -19,9 +19,14 @@ impl Phases {
     /// Positions `0..positions` at `inv_freq` radians per position.
     pub fn new(inv_freq: &[f64], positions: usize) -> Self {
         let table = |part: fn(f64) -> f64| {
-            Mat::from_fn(inv_freq.len(), positions, |l, t| part(t as f64 * inv_freq[l]) as f32)
+            Mat::from_fn(inv_freq.len(), positions, |l, t| {
+                part(t as f64 * inv_freq[l]) as f32
+            })
         };
-        Phases { cos_lt: table(f64::cos), sin_lt: table(f64::sin) }
+        Phases {
+            cos_lt: table(f64::cos),
+            sin_lt: table(f64::sin),
+        }
     }
 
     /// Turns every head of `x`, `[heads * 2 * pairs, positions]`, by its position.
@@ -41,7 +46,11 @@ impl Phases {
         }
         for t in 0..x.ncols() {
             let (cos, sin) = (self.cos_lt.col_as_slice(t), self.sin_lt.col_as_slice(t));
-            let column = x.as_mut().col_mut(t).try_as_col_major_mut().expect("columns are contiguous");
+            let column = x
+                .as_mut()
+                .col_mut(t)
+                .try_as_col_major_mut()
+                .expect("columns are contiguous");
             for head in column.as_slice_mut().chunks_exact_mut(2 * pairs) {
                 let (re, im) = head.split_at_mut(pairs);
                 for l in 0..pairs {

@@ -63,8 +63,19 @@ pub fn key_features(k_ds: MatRef<'_, f32>, phases: &Phases) -> Mat<f32> {
             let (turned, square) = (k * e, k.norm_sqr());
             let (kk, kt, tt) = (k * k, k * turned, turned * turned);
             let values = [
-                k.re, k.im, turned.re, turned.im, square, kk.re, kk.im, square * e.re,
-                square * e.im, kt.re, kt.im, tt.re, tt.im,
+                k.re,
+                k.im,
+                turned.re,
+                turned.im,
+                square,
+                kk.re,
+                kk.im,
+                square * e.re,
+                square * e.im,
+                kt.re,
+                kt.im,
+                tt.re,
+                tt.im,
             ];
             for (f, value) in values.into_iter().enumerate() {
                 out[(f * pairs + l, s)] = value;

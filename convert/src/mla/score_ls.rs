@@ -14,9 +14,10 @@ use faer::{Mat, MatRef};
 use super::activations::{Activations, blocks, gather};
 use super::error::Error;
 use super::layer::{MlaAttention, Sides};
-use super::linalg::{damped_inverse, mul, narrow, set_mul, wide};
+use super::linalg::{add_mul, set_mul};
 use super::moments::add_outer;
 use super::rotary::Phases;
+use super::score_weights::Weights;
 use super::source::{Geometry, SourceLayer};
 
 /// Which side of the scores is fitted.
@@ -41,94 +42,16 @@ pub struct ScoreFit {
 
 /// What the fits of one layer share.
 pub struct ScoreProblem<'a> {
-    hs: &'a Activations,
-    attn_norm: &'a SourceLayer,
-    g: &'a Geometry,
+    pub(super) hs: &'a Activations,
+    pub(super) attn_norm: &'a SourceLayer,
+    pub(super) g: &'a Geometry,
     /// Per head `τ_h`.
-    head_weights: Vec<f32>,
+    pub(super) head_weights: Vec<f32>,
     /// Teacher weights per window (`None` where the window is not used) and head.
-    teacher: Vec<Option<Vec<Mat<f32>>>>,
-    train: Vec<usize>,
-    held_out: Vec<usize>,
-    source_phases: Phases,
-}
-
-/// The weights of one side, biases as the last column where the input is the residual stream.
-#[derive(Clone)]
-struct Weights {
-    /// `[heads * nope, hidden + 1]` or `[heads * nope, rank]`.
-    nope: Mat<f64>,
-    /// `[heads * rope, hidden + 1]` or `[rope, hidden + 1]`.
-    rope: Mat<f64>,
-}
-
-impl Weights {
-    fn zeros_like(&self) -> Self {
-        Weights {
-            nope: Mat::zeros(self.nope.nrows(), self.nope.ncols()),
-            rope: Mat::zeros(self.rope.nrows(), self.rope.ncols()),
-        }
-    }
-
-    fn add_scaled(&mut self, other: &Weights, scale: f64) {
-        self.nope += faer::Scale(scale) * &other.nope;
-        self.rope += faer::Scale(scale) * &other.rope;
-    }
-
-    fn dot(&self, other: &Weights) -> f64 {
-        super::linalg::dot(self.nope.as_ref(), other.nope.as_ref())
-            + super::linalg::dot(self.rope.as_ref(), other.rope.as_ref())
-    }
-
-    fn of(layer: &MlaAttention, side: Side) -> Self {
-        match side {
-            Side::Key => Weights {
-                nope: wide(layer.kb.as_ref()),
-                rope: with_bias(&layer.k_rope, &layer.k_rope_bias),
-            },
-            Side::Query => Weights {
-                nope: with_bias(&layer.q_nope, &layer.q_nope_bias),
-                rope: with_bias(&layer.q_rope, &layer.q_rope_bias),
-            },
-        }
-    }
-
-    fn store(&self, layer: &mut MlaAttention, side: Side) {
-        match side {
-            Side::Key => {
-                layer.kb = narrow(self.nope.as_ref());
-                (layer.k_rope, layer.k_rope_bias) = without_bias(&self.rope);
-            }
-            Side::Query => {
-                (layer.q_nope, layer.q_nope_bias) = without_bias(&self.nope);
-                (layer.q_rope, layer.q_rope_bias) = without_bias(&self.rope);
-            }
-        }
-    }
-}
-
-/// The factors of the preconditioner: `left⁻¹ gradient right⁻¹`, both already inverted.
-struct Preconditioner {
-    /// Per head, `[nope, nope]`.
-    nope_left: Vec<Mat<f64>>,
-    nope_right: Mat<f64>,
-    /// Per row of the rotated weights.
-    rope_left: Vec<f64>,
-    rope_right: Mat<f64>,
-}
-
-impl Preconditioner {
-    fn apply(&self, gradient: &Weights) -> Weights {
-        let width = gradient.nope.nrows() / self.nope_left.len().max(1);
-        let mut nope = mul(gradient.nope.as_ref(), self.nope_right.as_ref());
-        for (h, left) in self.nope_left.iter().enumerate() {
-            let block = mul(left.as_ref(), nope.subrows(h * width, width));
-            nope.subrows_mut(h * width, width).copy_from(&block);
-        }
-        let rope = mul(gradient.rope.as_ref(), self.rope_right.as_ref());
-        let rope = Mat::from_fn(rope.nrows(), rope.ncols(), |i, j| self.rope_left[i] * rope[(i, j)]);
-        Weights { nope, rope }
-    }
+    pub(super) teacher: Vec<Option<Vec<Mat<f32>>>>,
+    pub(super) train: Vec<usize>,
+    pub(super) held_out: Vec<usize>,
+    pub(super) source_phases: Phases,
 }
 
 impl<'a> ScoreProblem<'a> {
@@ -148,15 +71,35 @@ impl<'a> ScoreProblem<'a> {
         let used = |w: &usize| train.contains(w) || held_out.contains(w);
         let weights = |w: usize| {
             let x_dt = source.attention_input(g, ht.window(w));
-            source.attention.project(g, x_dt.as_ref()).weights(g, &source_phases)
+            source
+                .attention
+                .project(g, x_dt.as_ref())
+                .weights(g, &source_phases)
         };
-        let teacher = (0..ht.windows()).into_par_iter().map(|w| used(&w).then(|| weights(w))).collect();
+        let teacher = (0..ht.windows())
+            .into_par_iter()
+            .map(|w| used(&w).then(|| weights(w)))
+            .collect();
         let head_weights = head_weights.iter().map(|&w| w as f32).collect();
-        ScoreProblem { hs, attn_norm: source, g, head_weights, teacher, train, held_out, source_phases }
+        ScoreProblem {
+            hs,
+            attn_norm: source,
+            g,
+            head_weights,
+            teacher,
+            train,
+            held_out,
+            source_phases,
+        }
     }
 
     /// Fits one side of `layer` by up to `steps` steps.
-    pub fn fit(&self, layer: &mut MlaAttention, side: Side, steps: usize) -> Result<ScoreFit, Error> {
+    pub fn fit(
+        &self,
+        layer: &mut MlaAttention,
+        side: Side,
+        steps: usize,
+    ) -> Result<ScoreFit, Error> {
         let before = self.held_out_loss(layer);
         let preconditioner = self.preconditioner(layer, side)?;
         let mut at = Weights::of(layer, side);
@@ -187,7 +130,11 @@ impl<'a> ScoreProblem<'a> {
                 break;
             }
         }
-        Ok(ScoreFit { before, after: best, steps: kept })
+        Ok(ScoreFit {
+            before,
+            after: best,
+            steps: kept,
+        })
     }
 
     /// Mean loss per token on the held-out windows.
@@ -208,11 +155,11 @@ impl<'a> ScoreProblem<'a> {
         parts.iter().sum::<f64>() / (windows.len() * self.hs.window_len()) as f64
     }
 
-    fn phases(&self, layer: &MlaAttention) -> Phases {
+    pub(super) fn phases(&self, layer: &MlaAttention) -> Phases {
         Phases::new(&layer.inv_freq, self.source_phases.cos_lt.ncols())
     }
 
-    fn input(&self, w: usize) -> Mat<f32> {
+    pub(super) fn input(&self, w: usize) -> Mat<f32> {
         self.attn_norm.attention_input(self.g, self.hs.window(w))
     }
 
@@ -234,7 +181,9 @@ impl<'a> ScoreProblem<'a> {
             let (a, (e, ahead)) = (&a[..=t], e.split_at_mut(t + 1));
             ahead.fill(0.0);
             if target {
-                e.iter_mut().zip(a).for_each(|(e, a)| *e -= a.max(1e-30).ln());
+                e.iter_mut()
+                    .zip(a)
+                    .for_each(|(e, a)| *e -= a.max(1e-30).ln());
             }
             let mean: f32 = e.iter().zip(a).map(|(e, a)| e * a).sum();
             let mut sum = 0.0;
@@ -249,7 +198,13 @@ impl<'a> ScoreProblem<'a> {
     }
 
     /// The gradient at `at` per token, or, without the target, the Hessian times `at`.
-    fn gradient(&self, layer: &MlaAttention, side: Side, at: &Weights, target: bool) -> Result<Weights, Error> {
+    pub(super) fn gradient(
+        &self,
+        layer: &MlaAttention,
+        side: Side,
+        at: &Weights,
+        target: bool,
+    ) -> Result<Weights, Error> {
         let mut moved = layer.clone();
         at.store(&mut moved, side);
         let phases = self.phases(layer);
@@ -270,12 +225,18 @@ impl<'a> ScoreProblem<'a> {
                 };
                 let (q_nope, q_rope) = queries.queries(&phases, x_dt.as_ref());
                 let (k_nope, k_rope) = keys.keys(&phases, x_dt.as_ref(), c_rt.as_ref());
-                let sides = Sides { q_nope, q_rope, k_nope, k_rope };
+                let sides = Sides {
+                    q_nope,
+                    q_rope,
+                    k_nope,
+                    k_rope,
+                };
                 let mut out = Mat::zeros(rows, window);
                 self.slopes(&moved, &sides, side, w, target, &phases, &mut out);
                 out.subrows_mut(nope + rope, x_rows - 1).copy_from(&x_dt);
                 out.row_mut(nope + rope + x_rows - 1).fill(1.0);
-                out.subrows_mut(nope + rope + x_rows, c_rows).copy_from(&c_rt);
+                out.subrows_mut(nope + rope + x_rows, c_rows)
+                    .copy_from(&c_rt);
                 Ok::<_, Error>(out)
             })?;
             let x = all.subrows(nope + rope, x_rows);
@@ -291,7 +252,10 @@ impl<'a> ScoreProblem<'a> {
     }
 
     /// Slopes of the loss by the side's outputs, before rotation, into the first rows of `out`.
-    #[expect(clippy::too_many_arguments, reason = "one call, and a struct would only rename them")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call, and a struct would only rename them"
+    )]
     fn slopes(
         &self,
         layer: &MlaAttention,
@@ -309,139 +273,43 @@ impl<'a> ScoreProblem<'a> {
             let row = h * nope;
             match side {
                 Side::Query => {
-                    set_mul(out.subrows_mut(row, nope), sides.k_nope.subrows(row, nope), g_st.as_ref());
+                    set_mul(
+                        out.subrows_mut(row, nope),
+                        sides.k_nope.subrows(row, nope),
+                        g_st.as_ref(),
+                    );
                     let rotated = out.subrows_mut(total + h * rope, rope);
                     set_mul(rotated, sides.k_rope.as_ref(), g_st.as_ref());
                 }
                 Side::Key => {
                     let g_ts = g_st.transpose();
-                    set_mul(out.subrows_mut(row, nope), sides.q_nope.subrows(row, nope), g_ts);
+                    set_mul(
+                        out.subrows_mut(row, nope),
+                        sides.q_nope.subrows(row, nope),
+                        g_ts,
+                    );
                     let rotated = out.subrows_mut(total, rope);
-                    super::linalg::add_mul(rotated, sides.q_rope.subrows(h * rope, rope), g_ts);
+                    add_mul(rotated, sides.q_rope.subrows(h * rope, rope), g_ts);
                 }
             }
         }
-        let rows = if side == Side::Query { layer.heads * rope } else { rope };
+        let rows = if side == Side::Query {
+            layer.heads * rope
+        } else {
+            rope
+        };
         phases.rotate_back(out.subrows_mut(total, rows));
-    }
-
-    fn preconditioner(&self, layer: &MlaAttention, side: Side) -> Result<Preconditioner, Error> {
-        use rayon::prelude::*;
-        let (nope, rope, heads) = (layer.nope(), layer.rope(), layer.heads);
-        let phases = self.phases(layer);
-        let tokens = (self.train.len() * self.hs.window_len()) as f64;
-        let of_window = |&w: &usize| {
-            let x_dt = self.input(w);
-            let s = sides_of(layer, &phases, x_dt.as_ref());
-            let mut full: Vec<Mat<f64>> = Vec::with_capacity(heads);
-            let mut diagonal = vec![0.0; heads * rope];
-            for h in 0..heads {
-                let q_rope = s.q_rope.subrows(h * rope, rope);
-                match side {
-                    Side::Query => {
-                        let a = &self.teacher[w].as_ref().expect("a window of the problem")[h];
-                        let k = s.k_nope.subrows(h * nope, nope);
-                        full.push(wide(spread(k, a.as_ref()).as_ref()));
-                        let spread = spread(s.k_rope.as_ref(), a.as_ref());
-                        (0..rope).for_each(|i| diagonal[h * rope + i] = f64::from(spread[(i, i)]));
-                    }
-                    Side::Key => {
-                        let q = s.q_nope.subrows(h * nope, nope);
-                        full.push(wide(mul(q, q.transpose()).as_ref()));
-                        for i in 0..rope {
-                            diagonal[h * rope + i] =
-                                (0..q_rope.ncols()).map(|t| f64::from(q_rope[(i, t)]).powi(2)).sum();
-                        }
-                    }
-                }
-            }
-            (full, diagonal)
-        };
-        let parts: Vec<_> = self.train.par_iter().map(of_window).collect();
-        let mut full = vec![Mat::<f64>::zeros(nope, nope); heads];
-        let mut diagonal = vec![0.0; heads * rope];
-        for (f, d) in parts {
-            full.iter_mut().zip(&f).for_each(|(a, b)| *a += b);
-            diagonal.iter_mut().zip(&d).for_each(|(a, b)| *a += b);
-        }
-        let nope_left = full
-            .iter()
-            .zip(&self.head_weights)
-            .map(|(m, tau)| damped_inverse((faer::Scale(f64::from(*tau) / tokens) * m).as_ref(), DAMP))
-            .collect::<Result<_, _>>()?;
-        let tau = |h: usize| f64::from(self.head_weights[h]) / tokens;
-        let by_head: Vec<f64> = (0..heads * rope).map(|i| diagonal[i] * tau(i / rope)).collect();
-        let rope_left = match side {
-            Side::Query => by_head.chunks(rope.max(1)).flat_map(damped_pairs).collect(),
-            Side::Key => {
-                let sum = |i| (0..heads).map(|h| by_head[h * rope + i]).sum();
-                damped_pairs(&(0..rope).map(sum).collect::<Vec<f64>>())
-            }
-        };
-        let (xx, cc) = self.input_moments(layer)?;
-        let rope_right = damped_inverse(xx.as_ref(), DAMP)?;
-        let nope_right = match side {
-            Side::Query => rope_right.clone(),
-            Side::Key => damped_inverse(cc.as_ref(), DAMP)?,
-        };
-        Ok(Preconditioner { nope_left, nope_right, rope_left, rope_right })
-    }
-
-    /// Mean outer products of the input (with a one below) and of the latent.
-    fn input_moments(&self, layer: &MlaAttention) -> Result<(Mat<f64>, Mat<f64>), Error> {
-        let (d, r) = (layer.q_nope.ncols(), layer.rank());
-        let (mut xx, mut cc) = (Mat::zeros(d + 1, d + 1), Mat::zeros(r, r));
-        for block in blocks(&self.train) {
-            let x = gather(d + 1, self.hs.window_len(), block, |w| {
-                let x_dt = self.input(w);
-                let value = |i, t| if i < d { x_dt[(i, t)] } else { 1.0 };
-                Ok::<_, Error>(Mat::from_fn(d + 1, x_dt.ncols(), value))
-            })?;
-            add_outer(xx.as_mut(), x.as_ref(), x.as_ref());
-            let c = layer.latent(x.subrows(0, d));
-            add_outer(cc.as_mut(), c.as_ref(), c.as_ref());
-        }
-        let tokens = (self.train.len() * self.hs.window_len()) as f64;
-        xx *= 1.0 / tokens;
-        cc *= 1.0 / tokens;
-        Ok((xx, cc))
     }
 }
 
-/// Damping of the preconditioner's factors, as a share of their mean diagonal.
-const DAMP: f64 = 1e-3;
-
-fn sides_of(layer: &MlaAttention, phases: &Phases, x_dt: MatRef<'_, f32>) -> Sides {
+pub(super) fn sides_of(layer: &MlaAttention, phases: &Phases, x_dt: MatRef<'_, f32>) -> Sides {
     let c_rt = layer.latent(x_dt);
     let (q_nope, q_rope) = layer.queries(phases, x_dt);
     let (k_nope, k_rope) = layer.keys(phases, x_dt, c_rt.as_ref());
-    Sides { q_nope, q_rope, k_nope, k_rope }
-}
-
-/// `Σ_t Cov_{s~a_t}(k_s)`.
-fn spread(k_ds: MatRef<'_, f32>, a_st: MatRef<'_, f32>) -> Mat<f32> {
-    let weight: Vec<f32> = (0..a_st.nrows()).map(|s| (s..a_st.ncols()).map(|t| a_st[(s, t)]).sum()).collect();
-    let weighted = Mat::from_fn(k_ds.nrows(), k_ds.ncols(), |i, s| k_ds[(i, s)] * weight[s]);
-    let mean = mul(k_ds, a_st);
-    mul(weighted.as_ref(), k_ds.transpose()) - mul(mean.as_ref(), mean.transpose())
-}
-
-/// Inverts a diagonal whose halves are the two channels of each pair, both alike.
-fn damped_pairs(diagonal: &[f64]) -> Vec<f64> {
-    let half = diagonal.len() / 2;
-    let pair = |i: usize| 0.5 * (diagonal[i % half] + diagonal[i % half + half]);
-    let mean = diagonal.iter().sum::<f64>() / diagonal.len().max(1) as f64;
-    (0..2 * half).map(|i| 1.0 / (pair(i) + DAMP * mean).max(1e-30)).collect()
-}
-
-fn with_bias(weight: &Mat<f32>, bias: &[f32]) -> Mat<f64> {
-    let columns = weight.ncols();
-    let value = |i: usize, j| if j < columns { weight[(i, j)] } else { bias[i] };
-    Mat::from_fn(weight.nrows(), columns + 1, |i, j| f64::from(value(i, j)))
-}
-
-fn without_bias(weight: &Mat<f64>) -> (Mat<f32>, Vec<f32>) {
-    let columns = weight.ncols() - 1;
-    let bias = (0..weight.nrows()).map(|i| weight[(i, columns)] as f32).collect();
-    (narrow(weight.subcols(0, columns)), bias)
+    Sides {
+        q_nope,
+        q_rope,
+        k_nope,
+        k_rope,
+    }
 }

@@ -67,11 +67,17 @@ pub fn split(
     rule: SplitRule,
 ) -> Result<Split, Error> {
     let constant = |fit: &super::score_fit::PairFit| {
-        if rule.best_constant { fit.best() } else { c64::new(1.0, 0.0) }
+        if rule.best_constant {
+            fit.best()
+        } else {
+            c64::new(1.0, 0.0)
+        }
     };
     let weights = stats.head_weights();
     let loss_hl = |fits: &[Vec<super::score_fit::PairFit>]| -> Vec<Vec<f64>> {
-        fits.iter().map(|row| row.iter().map(|f| f.loss(constant(f))).collect()).collect()
+        fits.iter()
+            .map(|row| row.iter().map(|f| f.loss(constant(f))).collect())
+            .collect()
     };
     let before = loss_hl(&stats.fits);
     let slots = choose(g, stats, &weights, &before, rule)?;
@@ -81,19 +87,38 @@ pub fn split(
     let most = fits.iter().flatten().map(|f| f.square).fold(0.0, f64::max);
     // A pair of which the slots leave nothing has no constant to fit, only rounding.
     let phi = |h: usize, l: usize| {
-        if fits[h][l].square > 1e-9 * most { constant(&fits[h][l]) } else { c64::new(0.0, 0.0) }
+        if fits[h][l].square > 1e-9 * most {
+            constant(&fits[h][l])
+        } else {
+            c64::new(0.0, 0.0)
+        }
     };
     let row = |h: usize, l: usize| {
         let own = h / g.group();
-        (0..g.kv_heads).map(|j| phi(h, l) * residual[l][(own, j)]).collect()
+        (0..g.kv_heads)
+            .map(|j| phi(h, l) * residual[l][(own, j)])
+            .collect()
     };
-    let unrotated = (0..g.heads).map(|h| (0..g.pairs()).map(|l| row(h, l)).collect()).collect();
+    let unrotated = (0..g.heads)
+        .map(|h| (0..g.pairs()).map(|l| row(h, l)).collect())
+        .collect();
     let total = |loss: &[Vec<f64>]| -> f64 {
-        loss.iter().zip(&weights).map(|(row, w)| w * row.iter().sum::<f64>()).sum()
+        loss.iter()
+            .zip(&weights)
+            .map(|(row, w)| w * row.iter().sum::<f64>())
+            .sum()
     };
     let all = total(&before);
-    let loss_left = if all > 0.0 { total(&loss_hl(&fits)) / all } else { 0.0 };
-    Ok(Split { slots, unrotated, loss_left })
+    let loss_left = if all > 0.0 {
+        total(&loss_hl(&fits)) / all
+    } else {
+        0.0
+    };
+    Ok(Split {
+        slots,
+        unrotated,
+        loss_left,
+    })
 }
 
 fn choose(
@@ -104,8 +129,11 @@ fn choose(
     rule: SplitRule,
 ) -> Result<Vec<Slot>, Error> {
     let (pairs, count) = (g.pairs(), rule.rope / 2);
-    if rule.rope % 2 != 0 || count > pairs * g.kv_heads {
-        return Err(Error::RopeDim { rope: rule.rope, most: g.key_width() });
+    if !rule.rope.is_multiple_of(2) || count > pairs * g.kv_heads {
+        return Err(Error::RopeDim {
+            rope: rule.rope,
+            most: g.key_width(),
+        });
     }
     // Loss per unit of energy of each key head's pair, as seen by the query heads that read it.
     let tokens = stats.tokens as f64;
@@ -114,8 +142,9 @@ fn choose(
         let sum: f64 = heads.map(|h| weights[h] * loss[h][l]).sum();
         sum / tokens / (stats.key_moment[l][(j, j)].re / tokens).max(1e-12)
     };
-    let cost: Vec<Vec<f64>> =
-        (0..pairs).map(|l| (0..g.kv_heads).map(|j| cost(l, j)).collect()).collect();
+    let cost: Vec<Vec<f64>> = (0..pairs)
+        .map(|l| (0..g.kv_heads).map(|j| cost(l, j)).collect())
+        .collect();
     let most = cost.iter().flatten().copied().fold(0.0, f64::max);
     let root = |l: usize, j: usize| (cost[l][j] + 1e-6 * most.max(1e-30)).sqrt();
 
@@ -124,11 +153,23 @@ fn choose(
         let weighted = Mat::from_fn(g.kv_heads, g.kv_heads, |i, j| {
             moment[(i, j)] * (root(l, i) * root(l, j) / tokens)
         });
-        let (values, vectors) = linalg::eigen(weighted.as_ref())?;
+        let (values, vectors) = linalg::hermitian_eigen(weighted.as_ref())?;
         for (c, value) in values.iter().enumerate() {
-            let encode = (0..g.kv_heads).map(|j| vectors[(j, c)].conj() * root(l, j)).collect();
-            let decode = (0..g.kv_heads).map(|j| vectors[(j, c)] * (1.0 / root(l, j))).collect();
-            found.push((value.re, c, Slot { pair: l, encode, decode }));
+            let encode = (0..g.kv_heads)
+                .map(|j| vectors[(j, c)].conj() * root(l, j))
+                .collect();
+            let decode = (0..g.kv_heads)
+                .map(|j| vectors[(j, c)] * (1.0 / root(l, j)))
+                .collect();
+            found.push((
+                *value,
+                c,
+                Slot {
+                    pair: l,
+                    encode,
+                    decode,
+                },
+            ));
         }
     }
     match rule.table {
@@ -138,7 +179,10 @@ fn choose(
         }
         Table::Stock => {
             if count == 0 || pairs % count != 0 {
-                return Err(Error::StockRopeDim { rope: rule.rope, head_dim: g.head_dim });
+                return Err(Error::StockRopeDim {
+                    rope: rule.rope,
+                    head_dim: g.head_dim,
+                });
             }
             found.retain(|(_, c, slot)| *c == 0 && slot.pair % (pairs / count) == 0);
         }
@@ -164,7 +208,10 @@ fn residual_maps(g: &Geometry, slots: &[Slot]) -> Vec<Mat<c64>> {
 impl Split {
     /// Radians per position of each slot.
     pub fn inv_freq(&self, g: &Geometry) -> Vec<f64> {
-        self.slots.iter().map(|slot| g.inv_freq[slot.pair]).collect()
+        self.slots
+            .iter()
+            .map(|slot| g.inv_freq[slot.pair])
+            .collect()
     }
 
     /// The map from all keys to the shared rotated key, `[rope, kv_heads * head_dim]`.

@@ -140,7 +140,9 @@ impl Projected {
         phases.rotate(q.as_mut());
         phases.rotate(k.as_mut());
         let d = g.head_dim;
-        (0..g.heads).map(|h| weights(q.subrows(h * d, d), k.subrows(h / g.group() * d, d))).collect()
+        (0..g.heads)
+            .map(|h| weights(q.subrows(h * d, d), k.subrows(h / g.group() * d, d)))
+            .collect()
     }
 }
 
@@ -165,6 +167,7 @@ impl SourceLayer {
 
     /// What the feed-forward block adds to the residual stream `h_dt`.
     pub fn feed_forward(&self, g: &Geometry, h_dt: MatRef<'_, f32>) -> Mat<f32> {
-        self.feed_forward.forward(rms_norm(h_dt, &self.mlp_norm, g.norm_eps).as_ref())
+        self.feed_forward
+            .forward(rms_norm(h_dt, &self.mlp_norm, g.norm_eps).as_ref())
     }
 }

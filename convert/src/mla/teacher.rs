@@ -42,7 +42,9 @@ impl TeacherStats {
             })
             .collect();
         let mut sum = Self::zeros(g);
-        parts.iter().for_each(|part| sum.add(part));
+        for part in &parts {
+            sum.add(part);
+        }
         sum
     }
 
@@ -60,8 +62,9 @@ impl TeacherStats {
         let mut out = Self::zeros(g);
         out.tokens = p.k.ncols();
         let d = g.head_dim;
-        let features: Vec<Mat<f32>> =
-            (0..g.kv_heads).map(|j| key_features(p.k.subrows(j * d, d), phases)).collect();
+        let features: Vec<Mat<f32>> = (0..g.kv_heads)
+            .map(|j| key_features(p.k.subrows(j * d, d), phases))
+            .collect();
         for (h, a_st) in p.weights(g, phases).iter().enumerate() {
             let q_dt = p.q.subrows(h * d, d);
             out.sensitivity[h] = score_sensitivity(p.value(g, h), gram[h].as_ref(), a_st.as_ref());
@@ -71,7 +74,11 @@ impl TeacherStats {
         }
         for (l, moment) in out.key_moment.iter_mut().enumerate() {
             let k_gt = Mat::from_fn(g.kv_heads, p.k.ncols(), |j, t| pair(&p.k, g, j, l, t));
-            add_mul(moment.as_mut(), k_gt.as_ref(), k_gt.adjoint().to_owned().as_ref());
+            add_mul(
+                moment.as_mut(),
+                k_gt.as_ref(),
+                k_gt.adjoint().to_owned().as_ref(),
+            );
         }
         out
     }
@@ -81,8 +88,14 @@ impl TeacherStats {
         for (a, b) in self.sensitivity.iter_mut().zip(&other.sensitivity) {
             *a += b;
         }
-        self.key_moment.iter_mut().zip(&other.key_moment).for_each(|(a, b)| *a += b);
-        self.query_moment.iter_mut().zip(&other.query_moment).for_each(|(a, b)| *a += b);
+        self.key_moment
+            .iter_mut()
+            .zip(&other.key_moment)
+            .for_each(|(a, b)| *a += b);
+        self.query_moment
+            .iter_mut()
+            .zip(&other.query_moment)
+            .for_each(|(a, b)| *a += b);
         add_fits(&mut self.fits, &other.fits);
     }
 
@@ -112,24 +125,35 @@ pub fn residual_fits(
         for t in 0..p.k.ncols() {
             for (l, map) in residual.iter().enumerate() {
                 for i in 0..g.kv_heads {
-                    let sum: c64 = (0..g.kv_heads).map(|j| map[(i, j)] * pair(&p.k, g, j, l, t)).sum();
+                    let sum: c64 = (0..g.kv_heads)
+                        .map(|j| map[(i, j)] * pair(&p.k, g, j, l, t))
+                        .sum();
                     rest[(i * d + l, t)] = sum.re as f32;
                     rest[(i * d + pairs + l, t)] = sum.im as f32;
                 }
             }
         }
-        let features: Vec<Mat<f32>> =
-            (0..g.kv_heads).map(|j| key_features(rest.subrows(j * d, d), &phases)).collect();
+        let features: Vec<Mat<f32>> = (0..g.kv_heads)
+            .map(|j| key_features(rest.subrows(j * d, d), &phases))
+            .collect();
         let mut fits = vec![vec![PairFit::default(); pairs]; g.heads];
         for (h, a_st) in p.weights(g, &phases).iter().enumerate() {
             let features = features[h / g.group()].as_ref();
-            accumulate(&mut fits[h], features, a_st.as_ref(), p.q.subrows(h * d, d), &phases);
+            accumulate(
+                &mut fits[h],
+                features,
+                a_st.as_ref(),
+                p.q.subrows(h * d, d),
+                &phases,
+            );
         }
         fits
     };
     let parts: Vec<_> = windows.par_iter().map(of_window).collect();
     let mut sum = vec![vec![PairFit::default(); pairs]; g.heads];
-    parts.iter().for_each(|part| add_fits(&mut sum, part));
+    for part in &parts {
+        add_fits(&mut sum, part);
+    }
     sum
 }
 
@@ -155,18 +179,22 @@ pub fn output_grams(g: &Geometry, o: &Mat<f32>) -> Vec<Mat<f32>> {
 }
 
 /// `Σ_t Var_{s~a_t}(o_h v_s)`: `Σ_s a v_sᵀ G v_s - (Σ_s a v_s)ᵀ G (Σ_s a v_s)`.
-fn score_sensitivity(
-    v_ds: MatRef<'_, f32>,
-    gram: MatRef<'_, f32>,
-    a_st: MatRef<'_, f32>,
-) -> f64 {
+fn score_sensitivity(v_ds: MatRef<'_, f32>, gram: MatRef<'_, f32>, a_st: MatRef<'_, f32>) -> f64 {
     let energy = |x: MatRef<'_, f32>| -> Vec<f64> {
         let gx = mul(gram, x);
-        let dot = |t| (0..x.nrows()).map(|i| f64::from(x[(i, t)] * gx[(i, t)])).sum();
+        let dot = |t| {
+            (0..x.nrows())
+                .map(|i| f64::from(x[(i, t)] * gx[(i, t)]))
+                .sum()
+        };
         (0..x.ncols()).map(dot).collect()
     };
     let keys = energy(v_ds);
     let mean: f64 = energy(mul(v_ds, a_st).as_ref()).iter().sum();
-    let seen = |t| (0..=t).map(|s: usize| f64::from(a_st[(s, t)]) * keys[s]).sum::<f64>();
+    let seen = |t| {
+        (0..=t)
+            .map(|s: usize| f64::from(a_st[(s, t)]) * keys[s])
+            .sum::<f64>()
+    };
     ((0..a_st.ncols()).map(seen).sum::<f64>() - mean).max(0.0)
 }
