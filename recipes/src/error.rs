@@ -167,6 +167,63 @@ pub enum Error {
         /// What stands there.
         found: String,
     },
+    /// A layer that latent attention cannot stand for.
+    #[error("layer {layer}: cannot become latent attention: {reason}")]
+    MlaUnsupported {
+        /// The layer.
+        layer: usize,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Latent attention that would remember more per token than its source.
+    #[error(
+        "layer {layer}: rank {rank} and rope dimension {rope_dim} would cache {} numbers per token, \
+         the source {source_numbers}",
+        rank + rope_dim
+    )]
+    MlaCacheGrows {
+        /// The layer.
+        layer: usize,
+        /// Width of the latent.
+        rank: usize,
+        /// Width of the rotated key.
+        rope_dim: usize,
+        /// Numbers the source caches.
+        source_numbers: usize,
+    },
+    /// More rotated channels than there are.
+    #[error("layer {layer}: rope dimension {asked}, but the keys have {most} channels")]
+    MlaRopeDim {
+        /// The layer.
+        layer: usize,
+        /// Channels asked for.
+        asked: usize,
+        /// Channels there are.
+        most: usize,
+    },
+    /// Stock frequencies for a width they do not exist for.
+    #[error(
+        "layer {layer}: stock frequencies need a rope dimension that divides {head_dim}, found {asked}"
+    )]
+    MlaStockRope {
+        /// The layer.
+        layer: usize,
+        /// Channels asked for.
+        asked: usize,
+        /// Width of one head.
+        head_dim: usize,
+    },
+    /// A layer to be kept that does not exist.
+    #[error("layer {layer} is to be kept, but the model has {layers}")]
+    MlaNoSuchLayer {
+        /// The layer.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// All layers are to be kept.
+    #[error("every layer is to be kept, so nothing would become latent attention")]
+    MlaNothingLeft,
     /// A limit that could never be judged.
     #[error("limit `{key}`: expected {expected}, found `{found}`")]
     BadLimit {
@@ -364,7 +421,17 @@ impl Error {
             Error::UnusedRule { .. } => {
                 Some("remove the rule, or choose roles and layers that this model has".to_owned())
             }
-            Error::NoSuchLayer { .. } => Some("layers are counted from 0".to_owned()),
+            Error::MlaUnsupported { layer, .. } => Some(format!("keep the layer as it is: --keep-layers {layer}")),
+            Error::MlaCacheGrows { source_numbers, rope_dim, .. } => Some(format!(
+                "ask for --kv-budget 0.5 or a rank below {}; --force converts all the same",
+                source_numbers.saturating_sub(*rope_dim)
+            )),
+            Error::MlaRopeDim { most, .. } => Some(format!("ask for --rope-dim {most} or less")),
+            Error::MlaStockRope { head_dim, .. } => {
+                Some(format!("ask for --rope-dim {head_dim} or {}", head_dim / 2))
+            }
+            Error::MlaNothingLeft => Some("keep fewer layers".to_owned()),
+            Error::MlaNoSuchLayer { .. } | Error::NoSuchLayer { .. } => Some("layers are counted from 0".to_owned()),
             Error::NotAMatrix { .. } => {
                 Some("put a rule before it that keeps `norm` and `bias` as `f32`".to_owned())
             }

@@ -7,6 +7,7 @@
 pub mod arch;
 mod config;
 pub mod error;
+pub mod latent;
 mod pseudo;
 pub mod recipe;
 pub mod resolve;
@@ -21,9 +22,11 @@ mod workspace;
 
 pub use arch::{ArchSpec, architecture, architectures};
 pub use error::Error;
+pub use latent::{LatentSpec, MlaEncoder, MlaSpec};
 pub use pseudo::pseudo_code;
 pub use recipe::{
-    Assignment, KeepDtype, Limits, Recipe, RunSection, Scheme, Threshold, builtin, builtin_names,
+    Assignment, Calibration, KeepDtype, Limits, MlaMode, MlaRecipe, Rank, Recipe, RunSection,
+    Scheme, Threshold, builtin, builtin_names,
 };
 pub use resolve::{Dropped, Resolved, Slot, SourceTensor, resolve};
 pub use role::{Role, RoleKind, TensorId};

@@ -149,6 +149,11 @@ fn shape(role: Role) -> &'static str {
         Role::QBias => "[heads*head_dim]",
         Role::KBias | Role::VBias => "[kv_heads*head_dim]",
         Role::QNorm | Role::KNorm => "[head_dim]",
+        Role::QRope => "[heads*rope_dim, head_dim]",
+        Role::KvA => "[rank+rope_dim, hidden]",
+        Role::KvABias => "[rank+rope_dim]",
+        Role::KB | Role::VB => "[heads*head_dim, rank]",
+        Role::RopeFreq => "[rope_dim/2]",
         Role::Gate | Role::Up => "[ffn, hidden]",
         Role::Down => "[hidden, ffn]",
         Role::GateBias | Role::UpBias => "[ffn]",
@@ -184,7 +189,9 @@ mod tests {
             config
         }] {
             let spec = resolved(&config).spec;
-            let Mixer::Attention(a) = &spec.layers[0].mixer;
+            let Mixer::Attention(a) = &spec.layers[0].mixer else {
+                panic!("a checkpoint has plain attention");
+            };
             for (id, dims) in spec.tensors() {
                 let value = |term: &str| match term {
                     "vocab" => spec.vocab,

@@ -37,6 +37,18 @@ pub enum Role {
     QNorm,
     /// Per-head norm gain of the keys, `[head_dim]`.
     KNorm,
+    /// Normed queries to their rotated parts, `[heads * rope_dim, head_dim]`; latent attention.
+    QRope,
+    /// Input, or normed keys and values, to latent and rotated key, `[rank + rope_dim, width]`.
+    KvA,
+    /// Bias of [`Role::KvA`].
+    KvABias,
+    /// Latent to unrotated keys, `[heads * head_dim, rank]`.
+    KB,
+    /// Latent to values, `[heads * head_dim, rank]`.
+    VB,
+    /// Radians per position of the rotated pairs of latent attention, `[rope_dim / 2]`.
+    RopeFreq,
     /// Norm gain before the feed-forward block, `[hidden]`.
     MlpNorm,
     /// Gate projection, `[ffn, hidden]`.
@@ -64,21 +76,29 @@ pub enum RoleKind {
     Norm,
     /// A bias vector.
     Bias,
+    /// A table of rotary frequencies: always single precision, no recipe changes it.
+    Frequency,
 }
 
 impl Role {
     /// Every role, in the order in which tensors are planned and stored.
-    pub const ALL: [Role; 21] = [
+    pub const ALL: [Role; 27] = [
         Role::Embed,
         Role::AttnNorm,
         Role::Q,
         Role::QBias,
         Role::QNorm,
+        Role::QRope,
         Role::K,
         Role::KBias,
         Role::KNorm,
         Role::V,
         Role::VBias,
+        Role::KvA,
+        Role::KvABias,
+        Role::KB,
+        Role::VB,
+        Role::RopeFreq,
         Role::O,
         Role::OBias,
         Role::MlpNorm,
@@ -109,6 +129,12 @@ impl Role {
             Role::OBias => "attn_o_bias",
             Role::QNorm => "attn_q_norm",
             Role::KNorm => "attn_k_norm",
+            Role::QRope => "attn_q_rope",
+            Role::KvA => "attn_kv_a",
+            Role::KvABias => "attn_kv_a_bias",
+            Role::KB => "attn_k_b",
+            Role::VB => "attn_v_b",
+            Role::RopeFreq => "attn_rope_freq",
             Role::MlpNorm => "mlp_norm",
             Role::Gate => "mlp_gate",
             Role::Up => "mlp_up",
@@ -126,6 +152,8 @@ impl Role {
             Role::Q | Role::K | Role::V | Role::O | Role::Gate | Role::Up | Role::Down => {
                 RoleKind::Linear
             }
+            Role::QRope | Role::KvA | Role::KB | Role::VB => RoleKind::Linear,
+            Role::RopeFreq => RoleKind::Frequency,
             Role::FinalNorm | Role::AttnNorm | Role::QNorm | Role::KNorm | Role::MlpNorm => {
                 RoleKind::Norm
             }
@@ -133,10 +161,17 @@ impl Role {
             | Role::KBias
             | Role::VBias
             | Role::OBias
+            | Role::KvABias
             | Role::GateBias
             | Role::UpBias
             | Role::DownBias => RoleKind::Bias,
         }
+    }
+
+    /// Whether the role makes or reads a latent. Their errors reach every head at once, so
+    /// recipes treat them with more care than other matrices.
+    pub const fn is_latent(self) -> bool {
+        matches!(self, Role::QRope | Role::KvA | Role::KB | Role::VB)
     }
 
     /// Whether the role exists once per layer rather than once per model.

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::latent::{LatentSpec, MlaSpec};
 use crate::role::{Role, TensorId};
 
 /// A decoder-only model, resolved from its configuration.
@@ -81,12 +82,27 @@ pub struct LayerSpec {
     pub mixer: Mixer,
 }
 
-/// Ways of mixing tokens. MLA, Mamba-2 and gated delta nets become variants when they run.
+/// Ways of mixing tokens. Mamba-2 and gated delta nets become variants when they run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Mixer {
     /// Softmax attention with grouped key/value heads.
     Attention(AttentionSpec),
+    /// Multi-head latent attention.
+    Mla(MlaSpec),
+    /// Softmax attention whose keys and values are rebuilt from a latent.
+    Latent(LatentSpec),
+}
+
+impl Mixer {
+    /// Numbers that each token adds to the cache of one layer.
+    pub fn cached_numbers(&self) -> usize {
+        match self {
+            Mixer::Attention(a) => 2 * a.kv_heads * a.head_dim,
+            Mixer::Mla(a) => a.rank + a.rope_dim,
+            Mixer::Latent(a) => a.rank,
+        }
+    }
 }
 
 /// Softmax attention of one layer.
@@ -252,6 +268,14 @@ impl ModelSpec {
                         }
                     }
                 }
+                Mixer::Mla(a) => a
+                    .tensors(self.hidden)
+                    .into_iter()
+                    .for_each(|(role, shape)| push(role, shape)),
+                Mixer::Latent(a) => a
+                    .tensors(self.hidden)
+                    .into_iter()
+                    .for_each(|(role, shape)| push(role, shape)),
             }
             push(Role::MlpNorm, vec![self.hidden]);
             match self.block.mlp {

@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::Error;
+use crate::latent::{LatentSpec, MlaEncoder, MlaSpec};
 use crate::spec::{AttentionSpec, Mixer, ModelSpec, RopeScaling};
 
 /// Layers of a model.
@@ -18,6 +19,10 @@ pub(crate) const HIDDEN: RangeInclusive<u64> = 1..=1 << 20;
 pub(crate) const HEADS: RangeInclusive<u64> = 1..=4096;
 /// Width of one head.
 pub(crate) const HEAD_DIM: RangeInclusive<u64> = 2..=4096;
+/// Width of a latent.
+const RANK: RangeInclusive<u64> = 1..=1 << 25;
+/// Width of the rotated key that the heads of latent attention share.
+const ROPE_DIM: RangeInclusive<u64> = 0..=1 << 24;
 /// Token ids.
 pub(crate) const VOCAB: RangeInclusive<u64> = 1..=1 << 24;
 /// Width of the feed-forward block.
@@ -64,6 +69,8 @@ impl ModelSpec {
         for (i, layer) in self.layers.iter().enumerate() {
             match &layer.mixer {
                 Mixer::Attention(attention) => validate_attention(i, attention)?,
+                Mixer::Mla(mla) => validate_mla(i, mla)?,
+                Mixer::Latent(latent) => validate_latent(i, latent)?,
             }
         }
         self.validate_special()
@@ -128,14 +135,8 @@ impl ModelSpec {
 fn validate_attention(layer: usize, a: &AttentionSpec) -> Result<(), Error> {
     let field = |name: &str| format!("layers.{layer}.{name}");
     range(&field("heads"), a.heads as u64, &HEADS)?;
-    range(&field("kv_heads"), a.kv_heads as u64, &HEADS)?;
+    kv_groups(layer, a.heads, a.kv_heads)?;
     range(&field("head_dim"), a.head_dim as u64, &HEAD_DIM)?;
-    check(
-        a.heads.is_multiple_of(a.kv_heads),
-        &field("kv_heads"),
-        "a divisor of heads",
-        || a.kv_heads.to_string(),
-    )?;
     check(
         a.head_dim.is_multiple_of(2),
         &field("head_dim"),
@@ -144,6 +145,49 @@ fn validate_attention(layer: usize, a: &AttentionSpec) -> Result<(), Error> {
     )?;
     a.window
         .map_or(Ok(()), |w| range(&field("window"), w as u64, &POSITIONS))
+}
+
+fn validate_mla(layer: usize, a: &MlaSpec) -> Result<(), Error> {
+    let field = |name: &str| format!("layers.{layer}.{name}");
+    range(&field("heads"), a.heads as u64, &HEADS)?;
+    range(&field("head_dim"), a.head_dim as u64, &HEAD_DIM)?;
+    range(&field("rank"), a.rank as u64, &RANK)?;
+    range(&field("rope_dim"), a.rope_dim as u64, &ROPE_DIM)?;
+    check(
+        a.rope_dim.is_multiple_of(2),
+        &field("rope_dim"),
+        "an even number",
+        || a.rope_dim.to_string(),
+    )?;
+    match a.encoder {
+        MlaEncoder::Linear => Ok(()),
+        MlaEncoder::Normed { kv_heads } => kv_groups(layer, a.heads, kv_heads),
+    }
+}
+
+fn validate_latent(layer: usize, a: &LatentSpec) -> Result<(), Error> {
+    let field = |name: &str| format!("layers.{layer}.{name}");
+    range(&field("heads"), a.heads as u64, &HEADS)?;
+    range(&field("head_dim"), a.head_dim as u64, &HEAD_DIM)?;
+    range(&field("rank"), a.rank as u64, &RANK)?;
+    check(
+        a.head_dim.is_multiple_of(2),
+        &field("head_dim"),
+        "an even number",
+        || a.head_dim.to_string(),
+    )?;
+    kv_groups(layer, a.heads, a.kv_heads)
+}
+
+fn kv_groups(layer: usize, heads: usize, kv_heads: usize) -> Result<(), Error> {
+    let field = format!("layers.{layer}.kv_heads");
+    range(&field, kv_heads as u64, &HEADS)?;
+    check(
+        heads.is_multiple_of(kv_heads),
+        &field,
+        "a divisor of heads",
+        || kv_heads.to_string(),
+    )
 }
 
 /// Fails for anything outside `allowed`, NaN included.
@@ -182,6 +226,7 @@ fn check(
 mod tests {
     use super::*;
     use crate::samples::{config, resolved};
+    use crate::spec::LayerSpec;
 
     #[test]
     fn every_field_of_a_forged_description_is_checked() {
@@ -195,9 +240,12 @@ mod tests {
                 other => panic!("{field}: {other:?}"),
             }
         };
-        let attention = |spec: &mut ModelSpec, change: &dyn Fn(&mut AttentionSpec)| {
-            let Mixer::Attention(a) = &mut spec.layers[1].mixer;
-            change(a);
+        let attention = |spec: &mut ModelSpec, change: &dyn Fn(&mut AttentionSpec)| match &mut spec
+            .layers[1]
+            .mixer
+        {
+            Mixer::Attention(a) => change(a),
+            other => panic!("{other:?}"),
         };
         forge("arch", &|s| s.arch = "a\nb".to_owned());
         forge("arch", &|s| s.arch = String::new());
@@ -232,15 +280,81 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_a_forged_latent_layer_is_checked() {
+        let good = resolved(&config()).spec;
+        let mla = MlaSpec {
+            heads: 4,
+            head_dim: 8,
+            rank: 12,
+            rope_dim: 4,
+            encoder: MlaEncoder::Normed { kv_heads: 2 },
+        };
+        let latent = LatentSpec {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 8,
+            rank: 12,
+            qk_norm: crate::spec::QkNorm::None,
+        };
+        let judge = |mixer: Mixer| {
+            let mut spec = good.clone();
+            spec.layers[1].mixer = mixer;
+            spec.validate()
+        };
+        judge(Mixer::Mla(mla.clone())).unwrap();
+        judge(Mixer::Latent(latent.clone())).unwrap();
+        let forge = |field: &str, mixer: Mixer| match judge(mixer) {
+            Err(Error::InvalidSpec { field: found, .. }) => {
+                assert_eq!(found, format!("layers.1.{field}"));
+            }
+            other => panic!("{field}: {other:?}"),
+        };
+        let with = |change: &dyn Fn(&mut MlaSpec)| {
+            let mut changed = mla.clone();
+            change(&mut changed);
+            Mixer::Mla(changed)
+        };
+        forge("heads", with(&|a| a.heads = 0));
+        forge("head_dim", with(&|a| a.head_dim = 1 << 20));
+        forge("rank", with(&|a| a.rank = 0));
+        forge("rope_dim", with(&|a| a.rope_dim = 3));
+        forge(
+            "kv_heads",
+            with(&|a| a.encoder = MlaEncoder::Normed { kv_heads: 3 }),
+        );
+        let with = |change: &dyn Fn(&mut LatentSpec)| {
+            let mut changed = latent.clone();
+            change(&mut changed);
+            Mixer::Latent(changed)
+        };
+        forge("rank", with(&|a| a.rank = usize::MAX));
+        forge("head_dim", with(&|a| a.head_dim = 7));
+        forge("kv_heads", with(&|a| a.kv_heads = 0));
+    }
+
+    #[test]
     fn the_largest_description_does_not_overflow() {
         let mut spec = resolved(&config()).spec;
         spec.hidden = *HIDDEN.end() as usize;
         spec.vocab = *VOCAB.end() as usize;
         spec.ffn = *FFN.end() as usize;
         spec.tied = false;
-        let Mixer::Attention(a) = &mut spec.layers[0].mixer;
-        (a.heads, a.kv_heads, a.head_dim) = (4096, 4096, 4096);
-        spec.layers = vec![spec.layers[0].clone(); 1024];
+        match &mut spec.layers[0].mixer {
+            Mixer::Attention(a) => (a.heads, a.kv_heads, a.head_dim) = (4096, 4096, 4096),
+            other => panic!("{other:?}"),
+        }
+        let latent = MlaSpec {
+            heads: 4096,
+            head_dim: 4096,
+            rank: *RANK.end() as usize,
+            rope_dim: *ROPE_DIM.end() as usize,
+            encoder: MlaEncoder::Normed { kv_heads: 4096 },
+        };
+        let latent = LayerSpec {
+            mixer: Mixer::Mla(latent),
+        };
+        spec.layers = vec![spec.layers[0].clone(); 512];
+        spec.layers.extend(vec![latent; 512]);
         spec.validate().unwrap();
         assert!(spec.parameters() > 1 << 56);
     }

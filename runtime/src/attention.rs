@@ -6,11 +6,11 @@ use neuroconv_kernels::{DenseSlice, matmul_dense};
 use neuroconv_recipes::AttentionSpec;
 use rayon::prelude::*;
 
-use crate::cache::{HeadCache, LayerCache, PAGE};
+use crate::cache::{CacheShape, HeadCache, LayerCache, PAGE};
 use crate::linear::{Input, Linear};
 use crate::norm::RmsNorm;
 use crate::ops::{add_scaled, softmax};
-use crate::rope::Rotations;
+use crate::rope::Positions;
 
 /// Queries that one task computes, with their scores in memory at a time.
 const TASK_QUERIES: usize = 64;
@@ -33,7 +33,7 @@ impl Attention {
         &self,
         x: &mut Input<'_>,
         cache: &mut LayerCache,
-        rotations: &Rotations,
+        positions: &Positions<'_>,
     ) -> Vec<f32> {
         let AttentionSpec {
             heads,
@@ -50,84 +50,85 @@ impl Attention {
             q_norm.apply(&mut q_thd);
             k_norm.apply(&mut k_thd);
         }
-        if let Some(rotation) = rotations.of(head_dim).filter(|_| rope) {
+        if let Some(rotation) = positions.rotations().of(head_dim).filter(|_| rope) {
             rotation.apply(&mut q_thd, heads, head_dim);
             rotation.apply(&mut k_thd, kv_heads, head_dim);
         }
         cache.append(&k_thd, &v_thd);
-        let o_thd = attend(&q_thd, cache, heads, head_dim, window);
+        scale_by(&mut q_thd, 1.0 / (head_dim as f32).sqrt());
+        let o_thd = attend(&q_thd, cache, heads, window);
         self.o.forward(&mut Input::new(&o_thd, heads * head_dim))
     }
 }
 
-/// `softmax(q kᵀ / sqrt(head_dim)) v` for the queries `[t, heads, head_dim]` of the last `t`
-/// tokens in `cache`. Query head `h` reads key/value head `h · kv_heads / heads`.
-fn attend(
+/// Multiplies queries by the scale of the scores.
+pub(crate) fn scale_by(q_thd: &mut [f32], scale: f32) {
+    for q in q_thd {
+        *q *= scale;
+    }
+}
+
+/// `softmax(q kᵀ) v`, `[t, heads, value_dim]`, for the queries `[t, heads, key_dim]` of the last
+/// `t` tokens in `cache`. Query head `h` reads key/value head `h · kv_heads / heads`.
+pub(crate) fn attend(
     q_thd: &[f32],
     cache: &LayerCache,
     heads: usize,
-    head_dim: usize,
     window: Option<usize>,
 ) -> Vec<f32> {
-    let width = heads * head_dim;
-    let t = q_thd.len() / width;
-    let kv_heads = cache.heads.len();
-    let group_width = width / kv_heads;
-    let task_rows = (TASK_QUERIES / (heads / kv_heads)).max(1);
-    let tasks: Vec<(usize, Range<usize>)> = (0..kv_heads)
+    let shape = cache.shape();
+    let t = q_thd.len() / (heads * shape.key_dim);
+    let group = heads / shape.heads;
+    let (q_group, o_group) = (group * shape.key_dim, group * shape.value_dim);
+    let task_rows = (TASK_QUERIES / group).max(1);
+    let tasks: Vec<(usize, Range<usize>)> = (0..shape.heads)
         .flat_map(|kv_head| {
             let starts = (0..t).step_by(task_rows);
             starts.map(move |row| (kv_head, row..t.min(row + task_rows)))
         })
         .collect();
-    let rows_of = |rows: &Range<usize>| rows.start * width..rows.end * width;
+    let of_rows = |rows: &Range<usize>, group: usize| {
+        rows.start * shape.heads * group..rows.end * shape.heads * group
+    };
     let before = cache.len - t;
     let outputs: Vec<Vec<f32>> = tasks
         .par_iter()
         .map(|(kv_head, rows)| {
-            let groups = q_thd[rows_of(rows)].chunks(group_width);
-            let q_xd: Vec<f32> = groups
-                .skip(*kv_head)
-                .step_by(kv_heads)
-                .flatten()
-                .copied()
-                .collect();
+            let groups = q_thd[of_rows(rows, q_group)].chunks(q_group);
+            let groups = groups.skip(*kv_head).step_by(shape.heads);
+            let q_xd: Vec<f32> = groups.flatten().copied().collect();
             let first_end = before + rows.start + 1;
             let ends = first_end..first_end + rows.len();
-            attend_head(q_xd, &cache.heads[*kv_head], head_dim, ends, window)
+            attend_head(&q_xd, shape, &cache.heads[*kv_head], ends, window)
         })
         .collect();
-    let mut o_thd = vec![0.0; q_thd.len()];
+    let mut o_thd = vec![0.0; t * heads * shape.value_dim];
     for ((kv_head, rows), o_xd) in tasks.iter().zip(outputs) {
-        let groups = o_thd[rows_of(rows)].chunks_mut(group_width);
-        for (o, group) in groups
-            .skip(*kv_head)
-            .step_by(kv_heads)
-            .zip(o_xd.chunks(group_width))
-        {
+        let groups = o_thd[of_rows(rows, o_group)].chunks_mut(o_group);
+        let groups = groups.skip(*kv_head).step_by(shape.heads);
+        for (o, group) in groups.zip(o_xd.chunks(o_group)) {
             o.copy_from_slice(group);
         }
     }
     o_thd
 }
 
-/// The outputs `[x, head_dim]` of the queries `q_xd` that read one key/value head. Equally many
+/// The outputs `[x, value_dim]` of the queries `q_xd` that read one key/value head. Equally many
 /// queries, one after the other, belong to each of `ends`, the ends of the positions they see.
 ///
 /// Works on whole pages; what a query does not see gets the weight zero, which changes no sum.
 /// So the output of a query does not depend on the queries beside it.
 fn attend_head(
-    mut q_xd: Vec<f32>,
+    q_xd: &[f32],
+    shape: CacheShape,
     head: &HeadCache,
-    head_dim: usize,
     ends: Range<usize>,
     window: Option<usize>,
 ) -> Vec<f32> {
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    for q in &mut q_xd {
-        *q *= scale;
-    }
-    let queries = q_xd.len() / head_dim;
+    let CacheShape {
+        key_dim, value_dim, ..
+    } = shape;
+    let queries = q_xd.len() / key_dim;
     let group = queries / ends.len();
     let seen_to = |end: usize| end.saturating_sub(window.unwrap_or(end))..end;
     let pages = seen_to(ends.start).start / PAGE..(ends.end - 1).div_ceil(PAGE);
@@ -135,14 +136,8 @@ fn attend_head(
     // [page, query, position]
     let mut weights = vec![0.0; pages.len() * queries * PAGE];
     for (page, scores) in pages.clone().zip(weights.chunks_mut(queries * PAGE)) {
-        matmul_dense(
-            DenseSlice::F32(head.keys(page)),
-            PAGE,
-            head_dim,
-            &q_xd,
-            queries,
-            scores,
-        );
+        let keys = DenseSlice::F32(head.keys(shape, page));
+        matmul_dense(keys, PAGE, key_dim, q_xd, queries, scores);
     }
     let mut row = Vec::new();
     for x in 0..queries {
@@ -157,11 +152,12 @@ fn attend_head(
         rows.zip(row.chunks(PAGE))
             .for_each(|(weights, row)| weights.copy_from_slice(row));
     }
-    let mut o_xd = vec![0.0; q_xd.len()];
-    let mut part_xd = vec![0.0; q_xd.len()];
+    let mut o_xd = vec![0.0; queries * value_dim];
+    let mut part_xd = o_xd.clone();
     for (page, weights) in pages.zip(weights.chunks(queries * PAGE)) {
-        let values = DenseSlice::F32(head.values(page));
-        matmul_dense(values, head_dim, PAGE, weights, queries, &mut part_xd);
+        let values = head.values(shape, page);
+        let values = DenseSlice::F32(&values);
+        matmul_dense(values, value_dim, PAGE, weights, queries, &mut part_xd);
         add_scaled(&mut o_xd, 1.0, &part_xd);
     }
     o_xd
@@ -232,9 +228,12 @@ mod tests {
                     let q = values(t * heads * HEAD_DIM, 0.1);
                     let k = values(n * kv_heads * HEAD_DIM, 0.2);
                     let v = values(n * kv_heads * HEAD_DIM, 0.3);
-                    let mut cache = LayerCache::new(kv_heads, HEAD_DIM);
+                    let shape = CacheShape::of_heads(kv_heads, HEAD_DIM, HEAD_DIM);
+                    let mut cache = LayerCache::new(shape);
                     cache.append(&k, &v);
-                    let found = attend(&q, &cache, heads, HEAD_DIM, window);
+                    let mut scaled = q.clone();
+                    scale_by(&mut scaled, 0.5);
+                    let found = attend(&scaled, &cache, heads, window);
                     let expected = brute_force(&q, &k, &v, (heads, kv_heads), window);
                     let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
                     assert!(
@@ -257,13 +256,14 @@ mod tests {
                 .flat_map(|head| head.repeat(heads / kv_heads))
                 .collect()
         };
-        let mut grouped = LayerCache::new(kv_heads, HEAD_DIM);
+        let cache = |heads| LayerCache::new(CacheShape::of_heads(heads, HEAD_DIM, HEAD_DIM));
+        let mut grouped = cache(kv_heads);
         grouped.append(&k, &v);
-        let mut repeated = LayerCache::new(heads, HEAD_DIM);
+        let mut repeated = cache(heads);
         repeated.append(&repeat(&k), &repeat(&v));
         assert_eq!(
-            attend(&q, &grouped, heads, HEAD_DIM, Some(4)),
-            attend(&q, &repeated, heads, HEAD_DIM, Some(4))
+            attend(&q, &grouped, heads, Some(4)),
+            attend(&q, &repeated, heads, Some(4))
         );
     }
 }

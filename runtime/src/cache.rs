@@ -1,6 +1,8 @@
-//! Keys and values of the tokens seen so far.
+//! Keys and values, or latents, of the tokens seen so far.
 //!
 //! Grows with the tokens, never ahead of them to what a configuration promises.
+
+use std::borrow::Cow;
 
 use neuroconv_recipes::{LayerSpec, Mixer, ModelSpec};
 
@@ -14,32 +16,70 @@ pub struct KvCache {
 /// Positions that lie together in memory, and by which the cache grows.
 pub(crate) const PAGE: usize = 128;
 
-/// The keys and values of one attention layer in single precision.
+/// What one attention layer remembers, in single precision.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerCache {
-    head_dim: usize,
+    shape: CacheShape,
     /// Tokens held.
     pub(crate) len: usize,
     /// One per key/value head.
     pub(crate) heads: Vec<HeadCache>,
 }
 
+/// The widths of what a layer remembers of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CacheShape {
+    /// Key/value heads.
+    pub(crate) heads: usize,
+    /// Width of a key.
+    pub(crate) key_dim: usize,
+    /// Width of a value.
+    pub(crate) value_dim: usize,
+    /// Whether a value is the beginning of its key, and not stored once more.
+    pub(crate) shared: bool,
+}
+
+impl CacheShape {
+    /// What a mixer remembers of a token: keys and values, or a latent that stands for both.
+    pub(crate) fn of(mixer: &Mixer) -> Self {
+        let latent = |key_dim, value_dim| CacheShape {
+            heads: 1,
+            key_dim,
+            value_dim,
+            shared: true,
+        };
+        match mixer {
+            Mixer::Attention(a) => CacheShape::of_heads(a.kv_heads, a.head_dim, a.head_dim),
+            Mixer::Mla(a) => latent(a.rank + a.rope_dim, a.rank),
+            Mixer::Latent(a) => latent(a.rank, a.rank),
+        }
+    }
+
+    /// Keys and values of their own.
+    pub(crate) fn of_heads(heads: usize, key_dim: usize, value_dim: usize) -> Self {
+        CacheShape {
+            heads,
+            key_dim,
+            value_dim,
+            shared: false,
+        }
+    }
+}
+
 /// The keys and values of one head in whole pages, zero beyond the last token. Both lie so that
 /// their products with queries and weights are dot products over contiguous memory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HeadCache {
-    /// `[pages, PAGE, head_dim]`, normed and rotated.
+    /// `[pages, PAGE, key_dim]`, normed and rotated.
     keys: Vec<f32>,
-    /// `[pages, head_dim, PAGE]`.
+    /// `[pages, value_dim, PAGE]`; empty where values are part of the keys.
     values: Vec<f32>,
-    page_floats: usize,
 }
 
 impl KvCache {
     pub(crate) fn new(spec: &ModelSpec) -> Self {
-        let layers = spec.layers.iter().map(|layer| match &layer.mixer {
-            Mixer::Attention(a) => LayerCache::new(a.kv_heads, a.head_dim),
-        });
+        let layers = spec.layers.iter();
+        let layers = layers.map(|layer| LayerCache::new(CacheShape::of(&layer.mixer)));
         KvCache {
             layers: layers.collect(),
             len: 0,
@@ -66,9 +106,7 @@ impl KvCache {
 
     /// Bytes that each token adds to the cache of such a model.
     pub fn bytes_per_token(spec: &ModelSpec) -> usize {
-        let floats = spec.layers.iter().map(|layer| match &layer.mixer {
-            Mixer::Attention(a) => 2 * a.kv_heads * a.head_dim,
-        });
+        let floats = spec.layers.iter().map(|layer| layer.mixer.cached_numbers());
         floats.sum::<usize>() * size_of::<f32>()
     }
 
@@ -87,9 +125,8 @@ impl KvCache {
 
     /// Whether the cache was made for a model of this shape.
     pub(crate) fn fits(&self, spec: &ModelSpec) -> bool {
-        let layer_fits = |(layer, cache): (&LayerSpec, &LayerCache)| match &layer.mixer {
-            Mixer::Attention(a) => (a.kv_heads, a.head_dim) == (cache.heads.len(), cache.head_dim),
-        };
+        let layer_fits =
+            |(layer, cache): (&LayerSpec, &LayerCache)| CacheShape::of(&layer.mixer) == cache.shape;
         self.layers.len() == spec.layers.len()
             && spec.layers.iter().zip(&self.layers).all(layer_fits)
     }
@@ -105,40 +142,50 @@ impl KvCache {
 }
 
 impl LayerCache {
-    pub(crate) fn new(kv_heads: usize, head_dim: usize) -> Self {
-        let head = HeadCache {
-            page_floats: PAGE * head_dim,
-            ..HeadCache::default()
-        };
+    pub(crate) fn new(shape: CacheShape) -> Self {
         LayerCache {
-            head_dim,
+            shape,
             len: 0,
-            heads: vec![head; kv_heads],
+            heads: vec![HeadCache::default(); shape.heads],
         }
     }
 
-    /// Adds the keys and values of some tokens, each `[t, kv_heads, head_dim]`.
+    pub(crate) fn shape(&self) -> CacheShape {
+        self.shape
+    }
+
+    /// Adds the keys `[t, heads, key_dim]` and values `[t, heads, value_dim]` of some tokens.
+    /// There are no values where they are part of the keys.
     pub(crate) fn append(&mut self, k_thd: &[f32], v_thd: &[f32]) {
-        let width = self.heads.len() * self.head_dim;
-        let start = self.len;
-        self.len += k_thd.len() / width;
-        let head_dim = self.head_dim;
+        let (shape, start) = (self.shape, self.len);
+        let t = k_thd.len() / (shape.heads * shape.key_dim);
+        self.len += t;
         for (h, head) in self.heads.iter_mut().enumerate() {
-            head.resize(self.len.div_ceil(PAGE));
-            let columns = h * head_dim..(h + 1) * head_dim;
-            let tokens = k_thd.chunks(width).zip(v_thd.chunks(width));
-            for (position, (k_hd, v_hd)) in (start..).zip(tokens) {
-                head.put(position, &k_hd[columns.clone()], &v_hd[columns.clone()]);
+            head.resize(shape, self.len.div_ceil(PAGE));
+            let keys = k_thd.chunks(shape.key_dim).skip(h).step_by(shape.heads);
+            for (position, k_d) in (start..).zip(keys) {
+                head.put_key(position, k_d);
+            }
+            if shape.shared {
+                continue;
+            }
+            let values = v_thd.chunks(shape.value_dim).skip(h).step_by(shape.heads);
+            for (position, v_d) in (start..).zip(values) {
+                head.put_value(position, v_d);
             }
         }
     }
 
     fn truncate(&mut self, len: usize) {
-        let zeros = vec![0.0; self.head_dim];
+        let shape = self.shape;
+        let (no_key, no_value) = (vec![0.0; shape.key_dim], vec![0.0; shape.value_dim]);
         for head in &mut self.heads {
-            head.resize(self.len.min(len).div_ceil(PAGE));
+            head.resize(shape, self.len.min(len).div_ceil(PAGE));
             for position in len..self.len.min(len.next_multiple_of(PAGE)) {
-                head.put(position, &zeros, &zeros);
+                head.put_key(position, &no_key);
+                if !shape.shared {
+                    head.put_value(position, &no_value);
+                }
             }
         }
         self.len = self.len.min(len);
@@ -146,24 +193,45 @@ impl LayerCache {
 }
 
 impl HeadCache {
-    /// The keys of a page, `[PAGE, head_dim]`.
-    pub(crate) fn keys(&self, page: usize) -> &[f32] {
-        &self.keys[page * self.page_floats..][..self.page_floats]
+    /// The keys of a page, `[PAGE, key_dim]`.
+    pub(crate) fn keys(&self, shape: CacheShape, page: usize) -> &[f32] {
+        &self.keys[page * PAGE * shape.key_dim..][..PAGE * shape.key_dim]
     }
 
-    /// The values of a page, `[head_dim, PAGE]`.
-    pub(crate) fn values(&self, page: usize) -> &[f32] {
-        &self.values[page * self.page_floats..][..self.page_floats]
+    /// The keys of the first `len` positions, `[len, key_dim]`.
+    pub(crate) fn rows(&self, shape: CacheShape, len: usize) -> &[f32] {
+        &self.keys[..len * shape.key_dim]
     }
 
-    fn resize(&mut self, pages: usize) {
-        self.keys.resize(pages * self.page_floats, 0.0);
-        self.values.resize(pages * self.page_floats, 0.0);
+    /// The values of a page, `[value_dim, PAGE]`; brought into this order where they are part of
+    /// the keys.
+    pub(crate) fn values(&self, shape: CacheShape, page: usize) -> Cow<'_, [f32]> {
+        let floats = PAGE * shape.value_dim;
+        if !shape.shared {
+            return Cow::Borrowed(&self.values[page * floats..][..floats]);
+        }
+        let mut values = vec![0.0; floats];
+        for (position, k_d) in self.keys(shape, page).chunks(shape.key_dim).enumerate() {
+            for (d, &v) in k_d[..shape.value_dim].iter().enumerate() {
+                values[d * PAGE + position] = v;
+            }
+        }
+        Cow::Owned(values)
     }
 
-    fn put(&mut self, position: usize, k_d: &[f32], v_d: &[f32]) {
+    fn resize(&mut self, shape: CacheShape, pages: usize) {
+        self.keys.resize(pages * PAGE * shape.key_dim, 0.0);
+        if !shape.shared {
+            self.values.resize(pages * PAGE * shape.value_dim, 0.0);
+        }
+    }
+
+    fn put_key(&mut self, position: usize, k_d: &[f32]) {
         self.keys[position * k_d.len()..][..k_d.len()].copy_from_slice(k_d);
-        let page = position / PAGE * self.page_floats;
+    }
+
+    fn put_value(&mut self, position: usize, v_d: &[f32]) {
+        let page = position / PAGE * PAGE * v_d.len();
         for (d, &v) in v_d.iter().enumerate() {
             self.values[page + d * PAGE + position % PAGE] = v;
         }
@@ -204,11 +272,12 @@ mod tests {
             assert_eq!((cache.len(), cache.fits(&spec)), (300, true));
             for (position, head, d) in [(0, 0, 0), (127, 1, 7), (128, 0, 3), (299, 1, 0)] {
                 let number = ((position * 2 + head) * 8 + d) as f32;
+                let shape = cache.layer(1).shape();
                 let held = &cache.layer(1).heads[head];
                 let (page, place) = (position / PAGE, position % PAGE);
                 let found = (
-                    held.keys(page)[place * 8 + d],
-                    held.values(page)[d * PAGE + place],
+                    held.keys(shape, page)[place * 8 + d],
+                    held.values(shape, page)[d * PAGE + place],
                 );
                 assert_eq!(found, (number, -number));
             }
@@ -228,13 +297,36 @@ mod tests {
         assert_eq!(cache.bytes(), 2 * page_bytes);
         cache.truncate(100);
         assert_eq!((cache.len(), cache.bytes()), (100, page_bytes));
+        let shape = cache.layer(0).shape();
         let head = &cache.layer(0).heads[1];
-        assert!(head.keys(0)[800..].iter().all(|&k| k == 0.0));
+        assert!(head.keys(shape, 0)[800..].iter().all(|&k| k == 0.0));
         let beyond = |v: &[f32]| v[100..].iter().all(|&v| v == 0.0) && v[99] != 0.0;
-        assert!(head.values(0).chunks(PAGE).all(beyond));
+        assert!(head.values(shape, 0).chunks(PAGE).all(beyond));
         cache.truncate(500);
         assert_eq!((cache.len(), cache.layer(0).len), (100, 100));
         cache.clear();
         assert_eq!((cache.len(), cache.bytes(), cache.layer(0).len), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_latent_is_held_once_and_read_both_ways() {
+        let shape = CacheShape {
+            heads: 1,
+            key_dim: 3,
+            value_dim: 2,
+            shared: true,
+        };
+        let mut layer = LayerCache::new(shape);
+        let rows: Vec<f32> = (0..130 * 3).map(|i| i as f32).collect();
+        layer.append(&rows[..60], &[]);
+        layer.append(&rows[60..], &[]);
+        let head = &layer.heads[0];
+        assert_eq!((layer.len, head.values.len()), (130, 0));
+        assert_eq!(head.rows(shape, 130), rows);
+        let values = head.values(shape, 1);
+        assert_eq!(values[..3], [384.0, 387.0, 0.0]);
+        assert_eq!(values[PAGE..PAGE + 3], [385.0, 388.0, 0.0]);
+        layer.truncate(129);
+        assert_eq!(layer.heads[0].values(shape, 1)[..2], [384.0, 0.0]);
     }
 }

@@ -9,11 +9,13 @@ use neuroconv_recipes::{ModelSpec, Order};
 use crate::Error;
 use crate::attention::Attention;
 use crate::cache::{KvCache, LayerCache};
+use crate::latent::LatentAttention;
 use crate::linear::{Input, Linear};
+use crate::mla::Mla;
 use crate::mlp::GatedSilu;
 use crate::norm::RmsNorm;
 use crate::ops::add;
-use crate::rope::{Rope, Rotations};
+use crate::rope::{Positions, Rope};
 
 /// Tokens that run through the layers at once, which bounds the memory of a long prompt.
 const CHUNK_TOKENS: usize = 512;
@@ -42,6 +44,8 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 pub(crate) enum MixerLayer {
     Attention(Attention),
+    Mla(Mla),
+    Latent(LatentAttention),
 }
 
 #[derive(Debug)]
@@ -109,14 +113,14 @@ impl Decoder {
 
     fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
         let hidden = self.spec.hidden;
-        let rotations = self.rope.at(cache.len(), tokens.len());
+        let positions = Positions::new(&self.rope, cache.len(), tokens.len());
         let mut x_td = vec![0.0; tokens.len() * hidden];
         for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
             neuroconv_quant::dequantize_row(&self.embed, token as usize, x_d);
         }
         for (index, layer) in self.layers.iter().enumerate() {
             match self.spec.block.order {
-                Order::Pre => layer.forward(&mut x_td, hidden, cache.layer(index), &rotations),
+                Order::Pre => layer.forward(&mut x_td, hidden, cache.layer(index), &positions),
             }
         }
         cache.advance(tokens.len());
@@ -132,12 +136,14 @@ impl Layer {
         x_td: &mut [f32],
         hidden: usize,
         cache: &mut LayerCache,
-        rotations: &Rotations,
+        positions: &Positions<'_>,
     ) {
         let normed_td = self.mixer_norm.of(x_td);
         let mut input = Input::new(&normed_td, hidden);
         let mixed_td = match &self.mixer {
-            MixerLayer::Attention(attention) => attention.forward(&mut input, cache, rotations),
+            MixerLayer::Attention(attention) => attention.forward(&mut input, cache, positions),
+            MixerLayer::Mla(mla) => mla.forward(&mut input, cache, positions),
+            MixerLayer::Latent(latent) => latent.forward(&mut input, cache, positions),
         };
         add(x_td, &mixed_td);
         let normed_td = self.mlp_norm.of(x_td);

@@ -16,8 +16,10 @@ pub mod weights;
 
 mod attention;
 mod guard;
+mod latent;
 mod linear;
 mod load;
+mod mla;
 mod mlp;
 mod norm;
 mod ops;

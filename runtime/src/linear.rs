@@ -126,6 +126,11 @@ impl Linear {
         matmul_dense(w, self.rows, self.cols, x.x_tk, x.t, y_tn);
     }
 
+    /// Rows of the matrix.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Bytes of the matrix, all of which a product reads.
     pub(crate) fn weight_bytes(&self) -> usize {
         match &self.weight {

@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 
 use neuroconv_format::Tensor;
 use neuroconv_recipes::{
-    AttentionSpec, BlockSpec, Mixer, Mlp, ModelSpec, Norm, QkNorm, Role, TensorId,
+    AttentionSpec, BlockSpec, LatentSpec, Mixer, MlaEncoder, MlaSpec, Mlp, ModelSpec, Norm, QkNorm,
+    Role, TensorId,
 };
 
 use crate::attention::Attention;
 use crate::decoder::{Decoder, Layer, MixerLayer, MlpLayer};
+use crate::latent::LatentAttention;
 use crate::linear::Linear;
+use crate::mla::{Encoder, LatentDecoder, LinearEncoder, Mla, NormedEncoder};
 use crate::mlp::GatedSilu;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
@@ -116,6 +119,8 @@ impl<'s> Loader<'s> {
         let mixer_norm = self.norm(id(Role::AttnNorm), self.block.norm)?;
         let mixer = match mixer {
             Mixer::Attention(spec) => MixerLayer::Attention(self.attention(index, spec)?),
+            Mixer::Mla(spec) => MixerLayer::Mla(self.mla(index, spec)?),
+            Mixer::Latent(spec) => MixerLayer::Latent(self.latent(index, spec)?),
         };
         let mlp_norm = self.norm(id(Role::MlpNorm), self.block.norm)?;
         let bias = |role| self.block.mlp_bias.then_some(id(role));
@@ -153,6 +158,70 @@ impl<'s> Loader<'s> {
             k: self.matrix(id(Role::K), qkv_bias(Role::KBias))?,
             v: self.matrix(id(Role::V), qkv_bias(Role::VBias))?,
             o: self.matrix(id(Role::O), spec.bias.o.then_some(id(Role::OBias)))?,
+            qk_norm,
+        })
+    }
+
+    /// A matrix as single precision, whatever it is stored as.
+    fn floats(&mut self, id: TensorId) -> Result<Vec<f32>, Error> {
+        Ok(neuroconv_quant::dequantize(&self.tensor(id)?))
+    }
+
+    fn mla(&mut self, index: usize, spec: &MlaSpec) -> Result<Mla, Error> {
+        let id = |role| TensorId::layer(index, role);
+        let with_bias = |loader: &mut Self, role, bias| loader.matrix(id(role), Some(id(bias)));
+        let q = with_bias(self, Role::Q, Role::QBias)?;
+        let kv_a = with_bias(self, Role::KvA, Role::KvABias)?;
+        let encoder = match spec.encoder {
+            MlaEncoder::Linear => Encoder::Linear(Box::new(LinearEncoder { q, kv_a })),
+            MlaEncoder::Normed { .. } => Encoder::Normed(Box::new(NormedEncoder {
+                q,
+                k: with_bias(self, Role::K, Role::KBias)?,
+                v: with_bias(self, Role::V, Role::VBias)?,
+                q_norm: self.norm(id(Role::QNorm), self.block.norm)?,
+                k_norm: self.norm(id(Role::KNorm), self.block.norm)?,
+                q_rope: if spec.rope_dim > 0 {
+                    self.floats(id(Role::QRope))?
+                } else {
+                    Vec::new()
+                },
+                kv_a,
+            })),
+        };
+        let inv_freq = if spec.rope_dim > 0 {
+            let stored = self.vector(id(Role::RopeFreq))?;
+            stored.into_iter().map(f64::from).collect()
+        } else {
+            Vec::new()
+        };
+        let (k_b, v_b) = (self.floats(id(Role::KB))?, self.floats(id(Role::VB))?);
+        let decoder = LatentDecoder::new(spec, &k_b, v_b);
+        self.bytes += decoder.bytes();
+        Ok(Mla {
+            spec: spec.clone(),
+            encoder,
+            inv_freq,
+            decoder,
+            o: with_bias(self, Role::O, Role::OBias)?,
+        })
+    }
+
+    fn latent(&mut self, index: usize, spec: &LatentSpec) -> Result<LatentAttention, Error> {
+        let id = |role| TensorId::layer(index, role);
+        let qk_norm = match spec.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => {
+                let q_norm = self.norm(id(Role::QNorm), self.block.norm)?;
+                Some((q_norm, self.norm(id(Role::KNorm), self.block.norm)?))
+            }
+        };
+        Ok(LatentAttention {
+            spec: spec.clone(),
+            q: self.matrix(id(Role::Q), Some(id(Role::QBias)))?,
+            kv_a: self.matrix(id(Role::KvA), Some(id(Role::KvABias)))?,
+            k_b: self.matrix(id(Role::KB), Some(id(Role::KBias)))?,
+            v_b: self.matrix(id(Role::VB), None)?,
+            o: self.matrix(id(Role::O), Some(id(Role::OBias)))?,
             qk_norm,
         })
     }

@@ -1,5 +1,6 @@
 //! Rotary position embedding (Su et al. 2021) in both layouts of pairs.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use neuroconv_recipes::{Mixer, ModelSpec, RopeLayout};
@@ -16,6 +17,9 @@ impl Rope {
     pub(crate) fn new(spec: &ModelSpec) -> Self {
         let widths = spec.layers.iter().filter_map(|layer| match &layer.mixer {
             Mixer::Attention(attention) => attention.rope.then_some(attention.head_dim),
+            Mixer::Latent(latent) => Some(latent.head_dim),
+            // Has frequencies of its own.
+            Mixer::Mla(_) => None,
         });
         let inv_freq = widths
             .map(|width| (width, spec.rope.inv_freq(width)))
@@ -27,25 +31,50 @@ impl Rope {
     }
 
     /// The rotations of positions `start..start + t`, by head width.
-    ///
-    /// Angles are formed in double precision: a single loses a thousandth of a radian at
-    /// position 10,000.
     pub(crate) fn at(&self, start: usize, t: usize) -> Rotations {
-        let of_width = |inv_freq: &Vec<f64>| {
-            let angles = (start..start + t)
-                .flat_map(|position| inv_freq.iter().map(move |f| f * position as f64));
-            let turns_tp = angles.map(|a| (a.cos() as f32, a.sin() as f32)).collect();
-            Rotation {
-                layout: self.layout,
-                turns_tp,
-            }
-        };
+        let of_width = |inv_freq: &[f64]| Rotation::new(self.layout, inv_freq, start, t);
         let by_width = self
             .inv_freq
             .iter()
             .map(|(width, f)| (*width, of_width(f)))
             .collect();
         Rotations { by_width }
+    }
+}
+
+/// Where the tokens of one pass stand.
+#[derive(Debug)]
+pub(crate) struct Positions<'r> {
+    rope: &'r Rope,
+    /// Position of the first token.
+    pub(crate) start: usize,
+    /// Number of tokens.
+    pub(crate) count: usize,
+    new: Rotations,
+    all: OnceCell<Rotations>,
+}
+
+impl<'r> Positions<'r> {
+    /// `count` tokens from position `start` on.
+    pub(crate) fn new(rope: &'r Rope, start: usize, count: usize) -> Self {
+        Positions {
+            rope,
+            start,
+            count,
+            new: rope.at(start, count),
+            all: OnceCell::new(),
+        }
+    }
+
+    /// The rotations of the tokens of this pass.
+    pub(crate) fn rotations(&self) -> &Rotations {
+        &self.new
+    }
+
+    /// The rotations of all tokens up to the last of this pass.
+    pub(crate) fn all_rotations(&self) -> &Rotations {
+        self.all
+            .get_or_init(|| self.rope.at(0, self.start + self.count))
     }
 }
 
@@ -70,6 +99,17 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
+    /// Positions `start..start + t` at `inv_freq` radians per position.
+    ///
+    /// Angles are formed in double precision: a single loses a thousandth of a radian at
+    /// position 10,000.
+    pub(crate) fn new(layout: RopeLayout, inv_freq: &[f64], start: usize, t: usize) -> Self {
+        let angles = (start..start + t)
+            .flat_map(|position| inv_freq.iter().map(move |f| f * position as f64));
+        let turns_tp = angles.map(|a| (a.cos() as f32, a.sin() as f32)).collect();
+        Rotation { layout, turns_tp }
+    }
+
     /// Rotates every head of `x_thd`, `[t, heads, head_dim]` for the positions of this rotation:
     /// a pair `(a, b)` becomes `(a·cos - b·sin, a·sin + b·cos)`.
     pub(crate) fn apply(&self, x_thd: &mut [f32], heads: usize, head_dim: usize) {

@@ -78,7 +78,9 @@ impl Model {
         let tensors = spec.tensors().into_iter().map(|(id, shape)| {
             let n = shape.iter().product();
             let values: Vec<f32> = match id.role.kind() {
-                RoleKind::Norm => (0..n).map(|_| 1.0 + uniform(0.3)).collect(),
+                RoleKind::Norm | RoleKind::Frequency => {
+                    (0..n).map(|_| 1.0 + uniform(0.3)).collect()
+                }
                 RoleKind::Bias => (0..n).map(|_| uniform(0.2)).collect(),
                 RoleKind::Vocab => (0..n).map(|_| uniform(1.0)).collect(),
                 RoleKind::Linear => {

@@ -240,6 +240,7 @@ fn rotation_where_there_is_none_is_noticed() {
                     changed |= !attention.rope;
                     attention.rope = true;
                 }
+                Mixer::Mla(_) | Mixer::Latent(_) => panic!("a checkpoint has plain attention"),
             }
         }
         changed

@@ -115,7 +115,7 @@ fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
         parameters,
         weights_bytes,
         bits_per_weight: weights_bytes as f64 * 8.0 / parameters as f64,
-        kv_numbers_per_token: spec.layers.iter().map(|l| cached_numbers(&l.mixer)).sum(),
+        kv_numbers_per_token: spec.layers.iter().map(|l| l.mixer.cached_numbers()).sum(),
         tokenizer_vocab: tokenizer.vocab_size(),
         spec,
         warnings,
@@ -126,13 +126,6 @@ fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
         show_artifact(a, ui);
     }
     ui.object(&inspected)
-}
-
-/// Numbers that a mixer adds to the cache with each token.
-fn cached_numbers(mixer: &Mixer) -> usize {
-    match mixer {
-        Mixer::Attention(a) => 2 * a.kv_heads * a.head_dim,
-    }
 }
 
 fn show(m: &Inspected<'_>, ui: Ui) {
@@ -176,27 +169,60 @@ fn show(m: &Inspected<'_>, ui: Ui) {
             format!("{} numbers per token", m.kv_numbers_per_token),
         ),
     ];
-    if let Some(Mixer::Attention(a)) = spec.layers.first().map(|l| &l.mixer) {
-        let mut text = format!(
-            "{} heads of {}, {} key/value heads",
-            a.heads, a.head_dim, a.kv_heads
-        );
-        if a.bias.qkv {
-            text.push_str(", biases");
-        }
-        if a.qk_norm != QkNorm::None {
-            text.push_str(", query and key norms");
-        }
-        if let Some(window) = a.window {
-            let _ = write!(text, ", window {window}");
-        }
-        rows.insert(3, ("attention", text));
-    }
+    rows.insert(3, ("attention", attention(spec)));
     for (key, value) in rows {
         ui.result(format!("  {key:12} {value}"));
     }
     for warning in &m.warnings {
         ui.warn(warning);
+    }
+}
+
+/// The kinds of attention, each with the layers that have it when there are several.
+fn attention(spec: &ModelSpec) -> String {
+    let mut kinds: Vec<(&Mixer, Vec<usize>)> = Vec::new();
+    for (index, layer) in spec.layers.iter().enumerate() {
+        match kinds.iter_mut().find(|(mixer, _)| **mixer == layer.mixer) {
+            Some((_, layers)) => layers.push(index),
+            None => kinds.push((&layer.mixer, vec![index])),
+        }
+    }
+    if let [(only, _)] = kinds.as_slice() {
+        return mixer(only);
+    }
+    let named = kinds.iter().map(|(kind, layers)| {
+        let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        format!("{} (layers {})", mixer(kind), layers.join(", "))
+    });
+    named.collect::<Vec<_>>().join("; ")
+}
+
+fn mixer(mixer: &Mixer) -> String {
+    match mixer {
+        Mixer::Attention(a) => {
+            let mut text = format!(
+                "{} heads of {}, {} key/value heads",
+                a.heads, a.head_dim, a.kv_heads
+            );
+            if a.bias.qkv {
+                text.push_str(", biases");
+            }
+            if a.qk_norm != QkNorm::None {
+                text.push_str(", query and key norms");
+            }
+            if let Some(window) = a.window {
+                let _ = write!(text, ", window {window}");
+            }
+            text
+        }
+        Mixer::Mla(a) => format!(
+            "{} heads of {}, latent of {}, rotated key of {}",
+            a.heads, a.head_dim, a.rank, a.rope_dim
+        ),
+        Mixer::Latent(a) => format!(
+            "{} heads of {}, {} key/value heads rebuilt from a latent of {}",
+            a.heads, a.head_dim, a.kv_heads, a.rank
+        ),
     }
 }
 

@@ -127,7 +127,9 @@ impl ArchSpec {
             Role::OBias => o.possible(),
             Role::GateBias | Role::UpBias | Role::DownBias => mlp.possible(),
             Role::QNorm | Role::KNorm => self.block.qk_norm != QkNorm::None,
-            _ => role.kind() != RoleKind::Bias,
+            // Made by conversions, in no checkpoint.
+            _ if role.is_latent() => false,
+            _ => !matches!(role.kind(), RoleKind::Bias | RoleKind::Frequency),
         }
     }
 

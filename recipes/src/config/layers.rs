@@ -137,17 +137,20 @@ mod tests {
     use super::super::tests::{change, refused, spec, with};
     use super::*;
     use crate::samples::config_of;
-    use crate::spec::{LayerSpec, Mixer};
+    use crate::spec::{AttentionSpec, LayerSpec, Mixer};
+
+    fn attention(layer: &LayerSpec) -> &AttentionSpec {
+        match &layer.mixer {
+            Mixer::Attention(a) => a,
+            other => panic!("{other:?}"),
+        }
+    }
 
     fn windows(config: &Value) -> Vec<Option<usize>> {
         spec(config)
             .layers
             .iter()
-            .map(
-                |LayerSpec {
-                     mixer: Mixer::Attention(a),
-                 }| a.window,
-            )
+            .map(|layer| attention(layer).window)
             .collect()
     }
 
@@ -155,11 +158,7 @@ mod tests {
         spec(config)
             .layers
             .iter()
-            .map(
-                |LayerSpec {
-                     mixer: Mixer::Attention(a),
-                 }| a.rope,
-            )
+            .map(|layer| attention(layer).rope)
             .collect()
     }
 

@@ -32,10 +32,10 @@ pub(super) fn refused(config: &Value) -> String {
 }
 
 fn attention(config: &Value) -> AttentionSpec {
-    let LayerSpec {
-        mixer: Mixer::Attention(attention),
-    } = spec(config).layers.remove(0);
-    attention
+    match spec(config).layers.remove(0).mixer {
+        Mixer::Attention(attention) => attention,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

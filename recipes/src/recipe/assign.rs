@@ -1,9 +1,9 @@
 //! Applies a recipe to a model: one scheme and one reason per tensor.
 
-use super::{Recipe, Rule, Scheme};
+use super::{KeepDtype, Recipe, Rule, Scheme};
 use crate::Error;
 use crate::recipe::LayerSelect;
-use crate::role::TensorId;
+use crate::role::{RoleKind, TensorId};
 use crate::spec::ModelSpec;
 use crate::suggest::listed;
 
@@ -53,7 +53,10 @@ impl Recipe {
                     decided = decided.or(Some((number, rule)));
                 }
             }
-            let assignment = self.assignment(id, decided);
+            let assignment = match id.role.kind() {
+                RoleKind::Frequency => frequencies(id),
+                _ => self.assignment(id, decided),
+            };
             if assignment.scheme.is_packed() && shape.len() != 2 {
                 return Err(Error::NotAMatrix {
                     recipe: self.name.clone(),
@@ -81,6 +84,10 @@ impl Recipe {
         let reason = reason
             .clone()
             .unwrap_or_else(|| format!("recipe `{}`, {place}", self.name));
+        let by_name = |rule: &Rule| rule.roles.iter().any(|s| s.means_latents(id.role));
+        if id.role.is_latent() && !decided.is_some_and(|(_, rule)| by_name(rule)) {
+            return with_care(Assignment { id, scheme, reason });
+        }
         Assignment { id, scheme, reason }
     }
 
@@ -106,6 +113,30 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+}
+
+/// Frequencies multiply positions in the thousands, so they keep every bit.
+fn frequencies(id: TensorId) -> Assignment {
+    Assignment {
+        id,
+        scheme: Scheme::Keep {
+            dtype: Some(KeepDtype::F32),
+        },
+        reason: "rotary frequencies are always kept in single precision".to_owned(),
+    }
+}
+
+/// Fewer than eight bits for a latent only where a rule asks for it by name: all heads read it.
+fn with_care(assignment: Assignment) -> Assignment {
+    match assignment.scheme {
+        Scheme::Ternary { group_size, .. } | Scheme::Int4 { group_size } => Assignment {
+            scheme: Scheme::Int8 { group_size },
+            reason: "stays int8: every head reads the latent, so its errors reach all of them"
+                .to_owned(),
+            ..assignment
+        },
+        Scheme::Keep { .. } | Scheme::Int8 { .. } => assignment,
     }
 }
 
@@ -175,6 +206,35 @@ mod tests {
             let light = matches!(id.role, Role::Q | Role::K | Role::Gate | Role::Up);
             assert_eq!(scheme == ternary, inner && light, "{id}: {scheme:?}");
         }
+    }
+
+    #[test]
+    fn latents_stay_at_eight_bits_unless_a_rule_names_them() {
+        let spec = resolved(&config()).spec;
+        let mla = crate::recipe::MlaRecipe::default();
+        let (spec, _) = mla.converted(&spec).unwrap();
+        let of = |recipe: &Recipe, role| {
+            let all = recipe.assign(&spec).unwrap();
+            all.iter()
+                .find(|a| a.id == TensorId::layer(1, role))
+                .unwrap()
+                .scheme
+        };
+        let ternary = builtin("ternary").unwrap();
+        for role in [Role::KvA, Role::KB, Role::VB] {
+            assert_eq!(of(&ternary, role), Scheme::Int8 { group_size: 128 });
+        }
+        assert_eq!(of(&ternary, Role::Q).name(), "ternary");
+        let keep = Scheme::Keep {
+            dtype: Some(KeepDtype::F32),
+        };
+        assert_eq!(of(&ternary, Role::RopeFreq), keep);
+        let named = recipe(
+            "extends = \"int4\"\nrule = [{ roles = [\"latent\"], scheme = \"int4\" }, \
+             { roles = [\"attn_v_b\"], scheme = \"ternary\" }]",
+        );
+        assert_eq!(of(&named, Role::KvA).name(), "int4");
+        assert_eq!(of(&named, Role::VB).name(), "int4");
     }
 
     #[test]

@@ -4,12 +4,13 @@ use super::Recipe;
 use crate::Error;
 use crate::suggest::{near, shown};
 
-const NAMES: [&str; 4] = ["int8", "int4", "ternary", "ternary-mixed"];
-const TEXTS: [&str; 4] = [
+const NAMES: [&str; 5] = ["int8", "int4", "ternary", "ternary-mixed", "mla"];
+const TEXTS: [&str; 5] = [
     include_str!("../../recipe/int8.toml"),
     include_str!("../../recipe/int4.toml"),
     include_str!("../../recipe/ternary.toml"),
     include_str!("../../recipe/ternary-mixed.toml"),
+    include_str!("../../recipe/mla.toml"),
 ];
 
 /// The names [`builtin`] knows.
@@ -55,8 +56,9 @@ mod tests {
                         RoleKind::Norm | RoleKind::Bias => Scheme::Keep {
                             dtype: Some(KeepDtype::F32),
                         },
+                        RoleKind::Vocab if recipe.mla.is_some() => Scheme::Keep { dtype: None },
                         RoleKind::Vocab => Scheme::Int8 { group_size: 128 },
-                        RoleKind::Linear => continue,
+                        RoleKind::Linear | RoleKind::Frequency => continue,
                     };
                     assert_eq!(assignment.scheme, expected, "{name}: {}", assignment.id);
                 }
@@ -75,7 +77,7 @@ mod tests {
         assert_eq!(error.to_string(), "there is no built-in recipe `ternay`");
         assert_eq!(
             error.hint().unwrap(),
-            "did you mean `ternary`? supported: `int8`, `int4`, `ternary`, `ternary-mixed`"
+            "did you mean `ternary`? supported: `int8`, `int4`, `ternary`, `ternary-mixed`, `mla`"
         );
     }
 }

@@ -5,7 +5,9 @@
 
 mod assign;
 mod builtin;
+mod calibration;
 mod limits;
+mod mla;
 mod parse;
 mod print;
 mod scheme;
@@ -13,7 +15,9 @@ mod select;
 
 pub use assign::Assignment;
 pub use builtin::{builtin, builtin_names};
+pub use calibration::Calibration;
 pub use limits::Limits;
+pub use mla::{MlaMode, MlaRecipe, Rank};
 pub use parse::RunSection;
 pub use scheme::{KeepDtype, Scheme, Threshold};
 pub use select::{Group, LayerSelect, Selector, UnknownSelector};
@@ -30,6 +34,10 @@ pub struct Recipe {
     pub name: String,
     /// One line for people; may be empty.
     pub summary: String,
+    /// How attention is converted before anything is stored, if at all.
+    pub mla: Option<MlaRecipe>,
+    /// The text that the conversion learned from, once it is known.
+    pub calibration: Option<Calibration>,
     /// The first rule that speaks of a tensor decides.
     pub rules: Vec<Rule>,
     /// What becomes of tensors no rule speaks of.

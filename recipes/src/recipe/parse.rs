@@ -3,7 +3,9 @@
 
 use serde::Deserialize;
 
-use super::{LayerSelect, Limits, Otherwise, Recipe, Rule, Scheme, builtin};
+use super::{
+    Calibration, LayerSelect, Limits, MlaRecipe, Otherwise, Recipe, Rule, Scheme, builtin,
+};
 use crate::Error;
 use crate::suggest::near;
 
@@ -39,6 +41,8 @@ struct RecipeFile {
     #[serde(default)]
     summary: String,
     extends: Option<String>,
+    mla: Option<MlaRecipe>,
+    calibration: Option<Calibration>,
     #[serde(default, rename = "rule")]
     rules: Vec<Rule>,
     otherwise: Option<Otherwise>,
@@ -81,7 +85,9 @@ impl Recipe {
         let base = file.extends.as_deref().map(builtin).transpose()?;
         let mut rules = file.rules;
         let (mut otherwise, mut limits) = (file.otherwise, file.limits);
+        let mut mla = file.mla;
         if let Some(base) = base {
+            mla = mla.or(base.mla);
             rules.extend(base.rules);
             otherwise = otherwise.or(Some(base.otherwise));
             limits = limits.or(base.limits);
@@ -96,6 +102,8 @@ impl Recipe {
         let recipe = Recipe {
             name: file.name,
             summary: file.summary,
+            mla,
+            calibration: file.calibration,
             rules,
             otherwise,
             limits,
@@ -127,6 +135,9 @@ impl RecipeFile {
         if let Some(otherwise) = &self.otherwise {
             otherwise.scheme.check()?;
             check_prose(origin, "reason", otherwise.reason.as_deref().unwrap_or(""))?;
+        }
+        if let Some(mla) = &self.mla {
+            mla.check(origin)?;
         }
         self.limits.check()
     }

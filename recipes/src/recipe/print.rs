@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{Recipe, Rule, Scheme};
+use super::{MlaRecipe, Rank, Recipe, Rule, Scheme};
 
 impl Recipe {
     /// The resolved recipe as TOML. This text is stored with an artifact and hashed.
@@ -16,6 +16,17 @@ impl Recipe {
         line("schema = 1".to_owned());
         line(format!("name = {}", quoted(&self.name)));
         line(format!("summary = {}", quoted(&self.summary)));
+        if let Some(mla) = &self.mla {
+            line("\n[mla]".to_owned());
+            mla_lines(mla).into_iter().for_each(&mut line);
+        }
+        if let Some(calibration) = &self.calibration {
+            line("\n[calibration]".to_owned());
+            line(format!("text = {}", quoted(&calibration.text)));
+            line(format!("sha256 = {}", quoted(&calibration.sha256)));
+            line(format!("tokens = {}", calibration.tokens));
+            line(format!("ctx = {}", calibration.ctx));
+        }
         for rule in &self.rules {
             line(String::new());
             line("[[rule]]".to_owned());
@@ -34,6 +45,25 @@ impl Recipe {
         }
         out
     }
+}
+
+fn mla_lines(mla: &MlaRecipe) -> Vec<String> {
+    let mut lines = vec![format!("mode = \"{}\"", mla.mode.name())];
+    lines.extend(mla.rank.map(|rank| match rank {
+        Rank::Fixed(rank) => format!("rank = {rank}"),
+        Rank::Auto(_) => "rank = \"auto\"".to_owned(),
+    }));
+    lines.extend(mla.rope_dim.map(|rope| format!("rope_dim = {rope}")));
+    lines.push(format!("retain_variance = {:?}", mla.retain_variance));
+    lines.extend(mla.kv_budget.map(|share| format!("kv_budget = {share:?}")));
+    lines.push(format!("keep_layers = {:?}", mla.keep_layers));
+    lines.extend(
+        mla.max_layers_kld
+            .map(|kld| format!("max_layers_kld = {kld:?}")),
+    );
+    lines.push(format!("stock_rope = {}", mla.stock_rope));
+    lines.push(format!("allow_growth = {}", mla.allow_growth));
+    lines
 }
 
 fn rule_lines(rule: &Rule) -> Vec<String> {
@@ -88,7 +118,8 @@ mod tests {
 
     use super::*;
     use crate::recipe::{
-        KeepDtype, LayerSelect, Limits, Otherwise, Selector, Threshold, builtin, builtin_names,
+        Calibration, KeepDtype, LayerSelect, Limits, MlaMode, Otherwise, Selector, Threshold,
+        builtin, builtin_names,
     };
 
     fn any_scheme() -> impl Strategy<Value = Scheme> {
@@ -155,6 +186,43 @@ mod tests {
             })
     }
 
+    fn any_mla() -> impl Strategy<Value = MlaRecipe> {
+        let rank = prop_oneof![(1_usize..9999).prop_map(Rank::Fixed), Just(Rank::AUTO)];
+        (
+            prop::sample::select(vec![MlaMode::Mla, MlaMode::Latent]),
+            prop::option::of(rank),
+            0.01_f64..=1.0,
+            prop::collection::vec(0_usize..99, 0..3),
+            prop::option::of(0.0_f64..9.0),
+            any::<bool>(),
+        )
+            .prop_map(|(mode, rank, share, keep_layers, max_layers_kld, flag)| {
+                let mla = mode == MlaMode::Mla;
+                MlaRecipe {
+                    mode,
+                    rank,
+                    rope_dim: (mla && flag).then_some(32),
+                    retain_variance: share,
+                    kv_budget: (!matches!(rank, Some(Rank::Fixed(_)))).then_some(share),
+                    keep_layers,
+                    max_layers_kld,
+                    stock_rope: mla && flag,
+                    allow_growth: flag,
+                }
+            })
+    }
+
+    fn any_calibration() -> impl Strategy<Value = Calibration> {
+        (any_prose(), "[0-9a-f]{64}", 0_usize..99, 0_usize..99).prop_map(
+            |(text, sha256, tokens, ctx)| Calibration {
+                text,
+                sha256,
+                tokens,
+                ctx,
+            },
+        )
+    }
+
     fn any_recipe() -> impl Strategy<Value = Recipe> {
         let rules = prop::collection::vec(any_rule(), 0..5);
         let otherwise = (any_scheme(), prop::option::of(any_prose()))
@@ -165,14 +233,20 @@ mod tests {
             rules,
             otherwise,
             any_limits(),
+            prop::option::of(any_mla()),
+            prop::option::of(any_calibration()),
         )
-            .prop_map(|(name, summary, rules, otherwise, limits)| Recipe {
-                name,
-                summary,
-                rules,
-                otherwise,
-                limits,
-            })
+            .prop_map(
+                |(name, summary, rules, otherwise, limits, mla, calibration)| Recipe {
+                    name,
+                    summary,
+                    mla,
+                    calibration,
+                    rules,
+                    otherwise,
+                    limits,
+                },
+            )
     }
 
     proptest! {

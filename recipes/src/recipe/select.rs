@@ -25,6 +25,8 @@ pub enum Group {
     Linear,
     /// The matrices of attention.
     Attention,
+    /// The matrices that make or read a latent.
+    Latent,
     /// The matrices of the feed-forward block.
     Mlp,
     /// Embedding and head.
@@ -37,9 +39,10 @@ pub enum Group {
 
 impl Group {
     /// Every group.
-    pub const ALL: [Group; 6] = [
+    pub const ALL: [Group; 7] = [
         Group::Linear,
         Group::Attention,
+        Group::Latent,
         Group::Mlp,
         Group::Vocab,
         Group::Norm,
@@ -51,6 +54,7 @@ impl Group {
         match self {
             Group::Linear => "linear",
             Group::Attention => "attention",
+            Group::Latent => "latent",
             Group::Mlp => "mlp",
             Group::Vocab => "vocab",
             Group::Norm => "norm",
@@ -62,7 +66,10 @@ impl Group {
     pub const fn contains(self, role: Role) -> bool {
         match self {
             Group::Linear => matches!(role.kind(), RoleKind::Linear),
-            Group::Attention => matches!(role, Role::Q | Role::K | Role::V | Role::O),
+            Group::Attention => {
+                matches!(role, Role::Q | Role::K | Role::V | Role::O) || role.is_latent()
+            }
+            Group::Latent => role.is_latent(),
             Group::Mlp => matches!(role, Role::Gate | Role::Up | Role::Down),
             Group::Vocab => matches!(role.kind(), RoleKind::Vocab),
             Group::Norm => matches!(role.kind(), RoleKind::Norm),
@@ -84,6 +91,11 @@ impl Selector {
             Selector::Role(role) => role.name(),
             Selector::Group(group) => group.name(),
         }
+    }
+
+    /// Whether the word names latents and nothing wider.
+    pub(super) fn means_latents(self, role: Role) -> bool {
+        self.matches(role) && matches!(self, Selector::Role(_) | Selector::Group(Group::Latent))
     }
 
     /// Whether `role` is meant.
@@ -211,9 +223,10 @@ mod tests {
     fn groups_cover_every_role_and_halves_make_the_whole() {
         for role in Role::ALL {
             let kinds = [Group::Linear, Group::Vocab, Group::Norm, Group::Bias];
+            let expected = usize::from(role.kind() != RoleKind::Frequency);
             assert_eq!(
                 kinds.iter().filter(|g| g.contains(role)).count(),
-                1,
+                expected,
                 "{role}"
             );
             let halves = Group::Attention.contains(role) ^ Group::Mlp.contains(role);

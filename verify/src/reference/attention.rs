@@ -5,21 +5,22 @@ use candle_core::{Device, Result, Tensor};
 /// Queries scored at once: bounds the memory of scores at `heads * 256 * positions`.
 const QUERY_BLOCK: usize = 256;
 
-/// Attends with queries `q_htd` to keys and values `k_gtd`, `v_gtd`; returns `[t, heads * d]`.
+/// Attends with scaled queries `q_htd` to keys `k_gtd` and values `v_gte`; returns
+/// `[t, heads * e]`.
 ///
 /// Query head `h` reads key/value head `h / (heads / kv_heads)`. A token sees itself and what
 /// came before it, with a `window` only the `window - 1` tokens before it.
 pub(super) fn attend(
     q_htd: &Tensor,
     k_gtd: &Tensor,
-    v_gtd: &Tensor,
+    v_gte: &Tensor,
     window: Option<usize>,
 ) -> Result<Tensor> {
     let (heads, len, dim) = q_htd.dims3()?;
     let groups = k_gtd.dim(0)?;
     // No groups is an error of the reshape below, not a division by zero.
     let per_group = heads.checked_div(groups).unwrap_or(0);
-    let q_htd = (q_htd / (dim as f64).sqrt())?;
+    let value_dim = v_gte.dim(2)?;
     let mut blocks = Vec::with_capacity(len.div_ceil(QUERY_BLOCK));
     for start in (0..len).step_by(QUERY_BLOCK) {
         let rows = QUERY_BLOCK.min(len - start);
@@ -28,7 +29,7 @@ pub(super) fn attend(
             .narrow(1, start, rows)?
             .reshape((groups, per_group * rows, dim))?;
         let k = k_gtd.narrow(1, 0, seen)?;
-        let v = v_gtd.narrow(1, 0, seen)?;
+        let v = v_gte.narrow(1, 0, seen)?;
         let scores = q
             .matmul(&k.transpose(1, 2)?)?
             .reshape((heads, rows, seen))?;
@@ -37,11 +38,11 @@ pub(super) fn attend(
         let mixed = shares
             .reshape((groups, per_group * rows, seen))?
             .matmul(&v)?;
-        blocks.push(mixed.reshape((heads, rows, dim))?);
+        blocks.push(mixed.reshape((heads, rows, value_dim))?);
     }
     Tensor::cat(&blocks, 1)?
         .transpose(0, 1)?
-        .reshape((len, heads * dim))
+        .reshape((len, heads * value_dim))
 }
 
 /// 0 where query `start + i` may see key `j`, minus infinity elsewhere: `[rows, start + rows]`.
@@ -120,7 +121,7 @@ mod tests {
             |data: &[f32], h: usize| Tensor::from_slice(data, (h, len, dim), &Device::Cpu).unwrap();
         for window in [None, Some(1), Some(7), Some(10_000)] {
             let found = attend(
-                &tensor(&q, heads),
+                &(tensor(&q, heads) / (dim as f64).sqrt()).unwrap(),
                 &tensor(&k, groups),
                 &tensor(&v, groups),
                 window,

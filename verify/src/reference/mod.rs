@@ -8,6 +8,7 @@
 mod attention;
 mod decode;
 mod layer;
+mod mixer;
 mod rope;
 mod weights;
 

@@ -16,13 +16,24 @@ impl Rotary {
         let device = &Device::Cpu;
         let pairs = Tensor::arange(0u32, (head_dim / 2) as u32, device)?.to_dtype(DType::F64)?;
         let plain = (pairs * (-2.0 * rope.theta.ln() / head_dim as f64))?.exp()?;
-        let frequency = stretched(&plain, rope.scaling)?.unsqueeze(0)?;
+        Self::turning(&stretched(&plain, rope.scaling)?, rope.layout, positions)
+    }
+
+    /// The angles of a table of frequencies `[pairs]` in radians per position; pairs lie half a
+    /// head apart.
+    pub(super) fn of_table(frequencies: &Tensor, positions: usize) -> Result<Self> {
+        let frequencies = frequencies.to_dtype(DType::F64)?;
+        Self::turning(&frequencies, RopeLayout::Half, positions)
+    }
+
+    fn turning(frequencies: &Tensor, layout: RopeLayout, positions: usize) -> Result<Self> {
+        let device = &Device::Cpu;
         let position = Tensor::arange(0u32, positions as u32, device)?.to_dtype(DType::F64)?;
-        let angle = position.unsqueeze(1)?.matmul(&frequency)?;
+        let angle = position.unsqueeze(1)?.matmul(&frequencies.unsqueeze(0)?)?;
         Ok(Rotary {
             cos: angle.cos()?.to_dtype(DType::F32)?,
             sin: angle.sin()?.to_dtype(DType::F32)?,
-            layout: rope.layout,
+            layout,
         })
     }
 

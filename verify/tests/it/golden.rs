@@ -50,7 +50,9 @@ fn layouts_of_the_rotation_are_permutations_of_each_other() {
         RopeLayout::Interleaved => panic!("the golden model pairs channels half a head apart"),
     };
     for (layer, of_layer) in half.spec.layers.iter().enumerate() {
-        let Mixer::Attention(a) = &of_layer.mixer;
+        let Mixer::Attention(a) = &of_layer.mixer else {
+            panic!("a checkpoint has plain attention");
+        };
         let (dim, width) = (a.head_dim, half.spec.hidden);
         for role in [Role::Q, Role::K] {
             neighbours.change(TensorId::layer(layer, role), |w| {

@@ -7,6 +7,7 @@
 )]
 
 mod golden;
+mod latent;
 mod models;
 mod negative;
 mod whole;

@@ -51,8 +51,10 @@ const DAMAGES: [(&str, &str, Damage); 11] = [
     }),
     ("llama", "no rotation at all", |m| {
         for layer in &mut m.spec.layers {
-            let Mixer::Attention(a) = &mut layer.mixer;
-            a.rope = false;
+            match &mut layer.mixer {
+                Mixer::Attention(a) => a.rope = false,
+                other => panic!("{other:?}"),
+            }
         }
     }),
     (
