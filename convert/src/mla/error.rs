@@ -26,6 +26,12 @@ pub enum Error {
         /// The layer.
         layer: usize,
     },
+    /// A layer attends to a latent already.
+    #[error("layer {layer}: has a latent already")]
+    HasLatent {
+        /// The layer.
+        layer: usize,
+    },
     /// A layer normalises its queries and keys.
     #[error("layer {layer}: attention with query and key norms is not converted")]
     QkNorm {

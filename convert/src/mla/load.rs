@@ -11,7 +11,7 @@ use super::source::{FeedForward, Geometry, SourceAttention, SourceLayer};
 
 /// The attention of one layer, if it can be converted.
 pub fn geometry(spec: &ModelSpec, layer: usize) -> Result<Geometry, Error> {
-    let a = attention(spec, layer);
+    let a = attention(spec, layer)?;
     if a.window.is_some() {
         return Err(Error::SlidingWindow { layer });
     }
@@ -32,16 +32,17 @@ pub fn geometry(spec: &ModelSpec, layer: usize) -> Result<Geometry, Error> {
     })
 }
 
-fn attention(spec: &ModelSpec, layer: usize) -> &AttentionSpec {
+fn attention(spec: &ModelSpec, layer: usize) -> Result<&AttentionSpec, Error> {
     match &spec.layers[layer].mixer {
-        Mixer::Attention(a) => a,
+        Mixer::Attention(a) => Ok(a),
+        Mixer::Mla(_) | Mixer::Latent(_) => Err(Error::HasLatent { layer }),
     }
 }
 
 /// Reads one layer.
 pub fn layer(source: &dyn WeightSource, layer: usize) -> Result<SourceLayer, Error> {
     let spec = source.spec();
-    let a = attention(spec, layer);
+    let a = attention(spec, layer)?;
     let read = |role: Role| vector(source, TensorId::layer(layer, role));
     let optional = |present: bool, role: Role, len: usize| {
         if present {
