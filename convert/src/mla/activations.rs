@@ -58,20 +58,18 @@ impl Activations {
     }
 
     /// Lets `update` change every window, in parallel.
-    pub fn for_each<E: Send>(
-        &mut self,
-        update: impl Fn(usize, MatMut<'_, f32>) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
+    pub fn for_each(&mut self, update: impl Fn(usize, MatMut<'_, f32>) + Sync) {
         let (width, window) = (self.width, self.window);
-        self.values
+        let windows = self
+            .values
             .par_chunks_mut((width * window).max(1))
-            .enumerate()
-            .try_for_each(|(w, values)| {
-                update(
-                    w,
-                    MatMut::from_column_major_slice_mut(values, width, window),
-                )
-            })
+            .enumerate();
+        windows.for_each(|(w, values)| {
+            update(
+                w,
+                MatMut::from_column_major_slice_mut(values, width, window),
+            );
+        });
     }
 
     /// `sum (self - other)² / sum other²`.
@@ -101,6 +99,19 @@ pub fn rms_norm(x_dt: MatRef<'_, f32>, gain: &[f32], eps: f64) -> Mat<f32> {
     y_dt
 }
 
+/// [`rms_norm`] of every head of every column in place; a head is as wide as `gain`.
+pub fn norm_heads(mut x: MatMut<'_, f32>, gain: &[f32], eps: f64) {
+    for t in 0..x.ncols() {
+        for head in super::attention::slice(x.as_mut(), t).chunks_exact_mut(gain.len()) {
+            let square: f64 = head.iter().map(|&v| f64::from(v).powi(2)).sum();
+            let scale = (1.0 / (square / head.len() as f64 + eps).sqrt()) as f32;
+            for (value, gain) in head.iter_mut().zip(gain) {
+                *value *= scale * gain;
+            }
+        }
+    }
+}
+
 /// Windows gathered into one block before their outer products are summed: fixed, so that sums
 /// never depend on the number of threads.
 const BLOCK: usize = 8;
@@ -110,20 +121,17 @@ pub fn blocks(windows: &[usize]) -> impl Iterator<Item = &[usize]> {
     windows.chunks(BLOCK)
 }
 
-/// The columns of several windows side by side, each filled in parallel by `fill`.
-pub fn gather<E: Send>(
+/// The columns of several windows side by side, each made in parallel by `make`.
+pub fn gather(
     rows: usize,
     window: usize,
     windows: &[usize],
-    fill: impl Fn(usize) -> Result<Mat<f32>, E> + Sync,
-) -> Result<Mat<f32>, E> {
+    make: impl Fn(usize) -> Mat<f32> + Sync,
+) -> Mat<f32> {
     let mut out = Mat::zeros(rows, window * windows.len());
-    out.as_mut()
-        .par_col_chunks_mut(window.max(1))
+    let columns = out.as_mut().par_col_chunks_mut(window.max(1));
+    columns
         .zip(windows)
-        .try_for_each(|(mut columns, &w)| {
-            columns.copy_from(fill(w)?);
-            Ok(())
-        })?;
-    Ok(out)
+        .for_each(|(mut columns, &w)| columns.copy_from(make(w)));
+    out
 }

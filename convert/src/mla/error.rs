@@ -32,12 +32,6 @@ pub enum Error {
         /// The layer.
         layer: usize,
     },
-    /// A layer normalises its queries and keys.
-    #[error("layer {layer}: attention with query and key norms is not converted")]
-    QkNorm {
-        /// The layer.
-        layer: usize,
-    },
     /// An eigendecomposition did not converge: its input holds values that are not finite.
     #[error("an eigendecomposition did not converge")]
     NoConvergence,
@@ -62,6 +56,9 @@ pub enum Error {
         /// Width of one head.
         head_dim: usize,
     },
+    /// No balance of keys and values was given to try.
+    #[error("no balance of values against keys to try")]
+    NoBalance,
     /// Too little calibration text.
     #[error("calibration needs at least {least} windows, found {found}")]
     FewWindows {

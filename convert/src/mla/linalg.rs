@@ -1,7 +1,7 @@
 //! Products and decompositions of dense matrices.
 //!
-//! Everything here runs on one thread, so that results do not depend on how many there are;
-//! callers work on independent matrices in parallel. Matrices of activations hold one token per
+//! Results never depend on the number of threads: what is parallel here is cut the same way whatever
+//! there are, and the rest runs on one, callers working on independent matrices in parallel. Matrices of activations hold one token per
 //! column.
 
 use faer::Spec;
@@ -13,6 +13,7 @@ use faer::traits::ComplexField;
 use faer::{Accum, Mat, MatMut, MatRef, Par, c64};
 use ndarray::Array2;
 use neuroconv_quant::linalg::{Cholesky, symmetric_eigen};
+use rayon::prelude::*;
 
 use super::error::Error;
 
@@ -33,6 +34,20 @@ pub fn add_mul<T: ComplexField>(out: MatMut<'_, T>, a: MatRef<'_, T>, b: MatRef<
     matmul(out, Accum::Add, a, b, T::one_impl(), Par::Seq);
 }
 
+/// Columns of a product that one task owns: fixed, so that results never depend on the threads.
+const PANEL: usize = 256;
+
+/// `a b`, panels of its columns in parallel: for large matrices outside of parallel loops.
+pub fn par_mul<T: ComplexField + Send + Sync>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Mat<T> {
+    let mut out = Mat::zeros(a.nrows(), b.ncols());
+    let panels = out.as_mut().par_col_chunks_mut(PANEL).enumerate();
+    panels.for_each(|(panel, out)| {
+        let b = b.subcols(panel * PANEL, out.ncols());
+        set_mul(out, a, b);
+    });
+    out
+}
+
 /// `w x + bias`, the bias added to every column.
 pub fn affine(w: MatRef<'_, f32>, bias: &[f32], x_it: MatRef<'_, f32>) -> Mat<f32> {
     let mut y_ot = mul(w, x_it);
@@ -42,6 +57,11 @@ pub fn affine(w: MatRef<'_, f32>, bias: &[f32], x_it: MatRef<'_, f32>) -> Mat<f3
         }
     }
     y_ot
+}
+
+/// `values` as one column.
+pub fn column(values: &[f32]) -> MatRef<'_, f32> {
+    MatRef::from_column_major_slice(values, values.len(), 1)
 }
 
 /// `a` in double precision.
@@ -84,10 +104,18 @@ pub fn sqrt_psd(a: MatRef<'_, f64>) -> Result<Mat<f64>, Error> {
     Ok(mul(scaled.as_ref(), vectors.transpose()))
 }
 
-/// The solution `x` of `a x = b` for a symmetric positive definite `a`.
+/// The solution `x` of `a x = b` for a symmetric positive definite `a`, panels of the columns of `b`
+/// in parallel.
 pub fn solve_spd(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Result<Mat<f64>, Error> {
-    let x = Cholesky::new(array(a).view())?.solve(array(b).view())?;
-    Ok(matrix(&x))
+    let factor = Cholesky::new(array(a).view())?;
+    let mut out = Mat::zeros(b.nrows(), b.ncols());
+    let panels = out.as_mut().par_col_chunks_mut(PANEL).enumerate();
+    panels.try_for_each(|(panel, mut out)| {
+        let b = b.subcols(panel * PANEL, out.ncols());
+        out.copy_from(matrix(&factor.solve(array(b).view())?));
+        Ok::<_, Error>(())
+    })?;
+    Ok(out)
 }
 
 /// `a + share · mean(diagonal) · I`: keeps a solve stable whatever the scale of `a`.

@@ -9,8 +9,8 @@ use neuroconv_runtime::WeightSource;
 use super::error::Error;
 use super::source::{FeedForward, Geometry, SourceAttention, SourceLayer};
 
-/// The attention of one layer, if it can be converted.
-pub fn geometry(spec: &ModelSpec, layer: usize) -> Result<Geometry, Error> {
+/// Whether the attention of a layer can be converted.
+pub fn convertible(spec: &ModelSpec, layer: usize) -> Result<(), Error> {
     let a = attention(spec, layer)?;
     if a.window.is_some() {
         return Err(Error::SlidingWindow { layer });
@@ -18,16 +18,24 @@ pub fn geometry(spec: &ModelSpec, layer: usize) -> Result<Geometry, Error> {
     if !a.rope {
         return Err(Error::NoRotation { layer });
     }
-    match a.qk_norm {
-        QkNorm::None => {}
-        QkNorm::PerHead => return Err(Error::QkNorm { layer }),
-    }
+    Ok(())
+}
+
+/// The shape of the attention of a layer.
+pub fn geometry(spec: &ModelSpec, layer: usize) -> Result<Geometry, Error> {
+    let a = attention(spec, layer)?;
+    let inv_freq = if a.rope {
+        spec.rope.inv_freq(a.head_dim)
+    } else {
+        vec![0.0; a.head_dim / 2]
+    };
     Ok(Geometry {
         hidden: spec.hidden,
         heads: a.heads,
         kv_heads: a.kv_heads,
         head_dim: a.head_dim,
-        inv_freq: spec.rope.inv_freq(a.head_dim),
+        inv_freq,
+        window: a.window,
         norm_eps: spec.norm_eps,
     })
 }
@@ -73,6 +81,10 @@ pub fn layer(source: &dyn WeightSource, layer: usize) -> Result<SourceLayer, Err
         attention: SourceAttention {
             qkv: matrix(&qkv, spec.hidden),
             qkv_bias,
+            qk_norm: match a.qk_norm {
+                QkNorm::None => None,
+                QkNorm::PerHead => Some((read(Role::QNorm)?, read(Role::KNorm)?)),
+            },
             o: matrix(&read(Role::O)?, hd),
             o_bias: optional(a.bias.o, Role::OBias, spec.hidden)?,
         },

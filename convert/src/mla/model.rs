@@ -7,69 +7,63 @@ use neuroconv_recipes::{Role, TensorId};
 use neuroconv_runtime::WeightSource;
 
 use super::activations::Activations;
-use super::convert::{Diagnostics, Options, Streams, convert_layer};
+use super::convert::convert_layer;
 use super::error::Error;
-use super::layer::MlaAttention;
 use super::load;
-use super::rotary::Phases;
-use super::source::{Geometry, SourceLayer};
+use super::options::{Converted, Diagnostics, Options};
+use super::streams::{Streams, attend_as, attend_as_source, feed_forward};
+use super::weight_only::weight_only;
 
-/// Converts all layers on the given windows of calibration text, which must be equally long, and
-/// hands each layer on as it is done.
+/// Converts the layers on the given windows of calibration text, which must be equally long, and
+/// hands each on as it is done; without windows, by the weights alone. A layer that cannot be
+/// converted is an error unless it is to be kept.
 pub fn convert_model(
     source: &dyn WeightSource,
     windows: &[Vec<u32>],
     options: &Options,
-    mut done: impl FnMut(usize, MlaAttention, Diagnostics) -> Result<(), Error>,
+    mut done: impl FnMut(usize, Converted, Diagnostics) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let spec = source.spec();
-    let geometries = (0..spec.layers.len())
-        .map(|i| load::geometry(spec, i))
-        .collect::<Result<Vec<_>, _>>()?;
+    // All refusals before any work.
+    let converts = |i: usize| !options.keep.contains(&i);
+    for i in (0..spec.layers.len()).filter(|&i| converts(i)) {
+        load::convertible(spec, i)?;
+    }
+    if windows.is_empty() {
+        for i in 0..spec.layers.len() {
+            let (converted, found) = if converts(i) {
+                weight_only(&load::geometry(spec, i)?, &load::layer(source, i)?, options)?
+            } else {
+                (Converted::Kept, Diagnostics::default())
+            };
+            done(i, converted, found)?;
+        }
+        return Ok(());
+    }
     let table = load::vector(source, TensorId::model(Role::Embed))?;
     let mut teacher = Activations::embed(&table, spec.hidden, windows);
     drop(table);
     let mut student = teacher.clone();
-    for (i, g) in geometries.iter().enumerate() {
-        let layer = load::layer(source, i)?;
-        let phases = Phases::new(&g.inv_freq, teacher.window_len());
+    for i in 0..spec.layers.len() {
+        let (g, layer) = (load::geometry(spec, i)?, load::layer(source, i)?);
         let mut after = teacher.clone();
-        attend(g, &layer, &mut after, |x| {
-            layer.attention.forward(g, &phases, x)
-        })?;
-        let streams = Streams {
-            teacher: &teacher,
-            teacher_after: &after,
-            student: &student,
+        attend_as_source(&g, &layer, &mut after);
+        let (converted, mut found) = if converts(i) {
+            let streams = Streams {
+                teacher: &teacher,
+                teacher_after: &after,
+                student: &student,
+            };
+            convert_layer(&g, &layer, &streams, options)?
+        } else {
+            (Converted::Kept, Diagnostics::default())
         };
-        let (mla, diagnostics) = convert_layer(g, &layer, &streams, options)?;
-        let phases = Phases::new(&mla.inv_freq, student.window_len());
-        attend(g, &layer, &mut student, |x| mla.forward(&phases, x))?;
+        attend_as(&g, &layer, &converted, &mut student);
         teacher = after;
-        feed_forward(g, &layer, &mut teacher)?;
-        feed_forward(g, &layer, &mut student)?;
-        done(i, mla, diagnostics)?;
+        feed_forward(&g, &layer, &mut teacher);
+        feed_forward(&g, &layer, &mut student);
+        found.drift = student.relative_error(&teacher);
+        done(i, converted, found)?;
     }
     Ok(())
-}
-
-/// Adds an attention block's output to the residual stream before it.
-pub fn attend(
-    g: &Geometry,
-    layer: &SourceLayer,
-    h: &mut Activations,
-    block: impl Fn(faer::MatRef<'_, f32>) -> faer::Mat<f32> + Sync,
-) -> Result<(), Error> {
-    h.for_each(|_, mut h_dt| {
-        h_dt += block(layer.attention_input(g, h_dt.as_ref()).as_ref());
-        Ok(())
-    })
-}
-
-/// Adds the feed-forward block's output to the residual stream before it.
-pub fn feed_forward(g: &Geometry, layer: &SourceLayer, h: &mut Activations) -> Result<(), Error> {
-    h.for_each(|_, mut h_dt| {
-        h_dt += layer.feed_forward(g, h_dt.as_ref());
-        Ok(())
-    })
 }

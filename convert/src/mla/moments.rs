@@ -4,7 +4,7 @@ use faer::{Mat, MatMut, MatRef};
 use rayon::prelude::*;
 
 use super::error::Error;
-use super::linalg::{add_mul, damped, mul, set_mul, solve_spd};
+use super::linalg::{damped, mul, par_mul, set_mul, solve_spd};
 
 /// Sums over tokens of an input `x` and a target `y`; products of blocks in single precision, sums
 /// in double.
@@ -97,7 +97,7 @@ impl Moments {
     pub fn ridge(&self, prior: MatRef<'_, f64>, ridge: f64) -> Result<Affine, Error> {
         let xx = self.x_covariance();
         let yx = centred(&self.yx, &self.y, &self.x, self.tokens);
-        let rest = &yx - mul(prior, xx.as_ref());
+        let rest = &yx - par_mul(prior, xx.as_ref());
         let change = solve_spd(damped(xx.as_ref(), ridge).as_ref(), rest.transpose())?;
         let weight = prior + change.transpose();
         let bias = self.bias(&weight);
@@ -158,16 +158,28 @@ fn centred(product: &Mat<f64>, a: &[f64], b: &[f64], tokens: f64) -> Mat<f64> {
 }
 
 impl Affine {
-    /// `after(self(x))`: a map on top of this one.
+    /// `after(self(x))` for a linear map on top of this one.
     #[must_use]
-    pub fn then(&self, after: MatRef<'_, f64>, after_bias: &[f64]) -> Affine {
-        let column = Mat::from_fn(self.bias.len(), 1, |i, _| self.bias[i]);
-        let mut bias = Mat::from_fn(after.nrows(), 1, |i, _| after_bias[i]);
-        add_mul(bias.as_mut(), after, column.as_ref());
-        let bias = (0..bias.nrows()).map(|i| bias[(i, 0)]).collect();
+    pub fn then(&self, after: MatRef<'_, f64>) -> Affine {
+        let plain = Affine {
+            weight: after.to_owned(),
+            bias: vec![0.0; after.nrows()],
+        };
         Affine {
             weight: mul(after, self.weight.as_ref()),
-            bias,
+            bias: plain.at(&self.bias),
         }
+    }
+
+    /// The value at `x`.
+    pub fn at(&self, x: &[f64]) -> Vec<f64> {
+        let row = |o: usize| {
+            (0..x.len())
+                .map(|i| self.weight[(o, i)] * x[i])
+                .sum::<f64>()
+        };
+        (0..self.bias.len())
+            .map(|o| self.bias[o] + row(o))
+            .collect()
     }
 }

@@ -9,29 +9,23 @@
 //! The teacher's scores enter as the logarithm of its attention weights: the two differ by a constant
 //! per query, which the variance does not see.
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatMut, MatRef};
+use rayon::prelude::*;
 
 use super::activations::{Activations, blocks, gather};
+use super::attention::{dot, exp, query_blocks, scores, slice};
 use super::error::Error;
-use super::layer::{MlaAttention, Sides};
-use super::linalg::{add_mul, set_mul};
+use super::linalg::{self, add_mul, mul, narrow, set_mul};
 use super::moments::add_outer;
 use super::rotary::Phases;
-use super::score_weights::Weights;
 use super::source::{Geometry, SourceLayer};
-
-/// Which side of the scores is fitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Latent key decoders and the rotated key.
-    Key,
-    /// Queries of both kinds.
-    Query,
-}
+use super::student::{Side, Student, head_terms, turn};
 
 /// The losses of one fit.
 #[derive(Clone, Copy, Debug)]
 pub struct ScoreFit {
+    /// Which side was fitted.
+    pub side: Side,
     /// Loss on held-out windows before.
     pub before: f64,
     /// Loss on held-out windows of what was kept.
@@ -42,274 +36,360 @@ pub struct ScoreFit {
 
 /// What the fits of one layer share.
 pub struct ScoreProblem<'a> {
-    pub(super) hs: &'a Activations,
-    pub(super) attn_norm: &'a SourceLayer,
     pub(super) g: &'a Geometry,
+    source: &'a SourceLayer,
+    student: &'a Activations,
     /// Per head `τ_h`.
     pub(super) head_weights: Vec<f32>,
-    /// Teacher weights per window (`None` where the window is not used) and head.
+    /// Logarithms of the teacher's weights per window (`None` where it is not used) and head.
     pub(super) teacher: Vec<Option<Vec<Mat<f32>>>>,
     pub(super) train: Vec<usize>,
-    pub(super) held_out: Vec<usize>,
-    pub(super) source_phases: Phases,
+    held_out: Vec<usize>,
 }
 
+/// One side of every part in every window used, rotated.
+pub(super) type Turned = Vec<Option<Vec<Mat<f32>>>>;
+
+/// The weights of one side, part by part.
+type Weights = Vec<Mat<f64>>;
+
 impl<'a> ScoreProblem<'a> {
-    /// Runs the teacher over its residual stream `ht` and keeps its attention weights; `hs` is the
-    /// student's.
+    /// Runs the teacher over its residual stream and keeps its attention weights.
     pub fn new(
         g: &'a Geometry,
         source: &'a SourceLayer,
-        ht: &Activations,
-        hs: &'a Activations,
+        teacher: &Activations,
+        student: &'a Activations,
         head_weights: &[f64],
         train: Vec<usize>,
         held_out: Vec<usize>,
     ) -> Self {
-        use rayon::prelude::*;
-        let source_phases = Phases::new(&g.inv_freq, ht.window_len());
+        let phases = Phases::new(&g.inv_freq, teacher.window_len());
         let used = |w: &usize| train.contains(w) || held_out.contains(w);
         let weights = |w: usize| {
-            let x_dt = source.attention_input(g, ht.window(w));
-            source
-                .attention
-                .project(g, x_dt.as_ref())
-                .weights(g, &source_phases)
+            let x_dt = source.attention_input(g, teacher.window(w));
+            let rotated = source.attention.project(g, x_dt.as_ref()).rotated(&phases);
+            (0..g.heads).map(|h| rotated.log_weights(g, h)).collect()
         };
-        let teacher = (0..ht.windows())
-            .into_par_iter()
-            .map(|w| used(&w).then(|| weights(w)))
-            .collect();
+        let all = (0..teacher.windows()).into_par_iter();
+        let teacher = all.map(|w| used(&w).then(|| weights(w))).collect();
         let head_weights = head_weights.iter().map(|&w| w as f32).collect();
         ScoreProblem {
-            hs,
-            attn_norm: source,
             g,
+            source,
+            student,
             head_weights,
             teacher,
             train,
             held_out,
-            source_phases,
         }
     }
 
-    /// Fits one side of `layer` by up to `steps` steps.
-    pub fn fit(
+    /// Fits one side of `layer` by up to `steps` steps; a side that is not linear in anything stays.
+    pub fn fit<S: Student>(
         &self,
-        layer: &mut MlaAttention,
+        layer: &mut S,
         side: Side,
         steps: usize,
     ) -> Result<ScoreFit, Error> {
-        let before = self.held_out_loss(layer);
-        let preconditioner = self.preconditioner(layer, side)?;
-        let mut at = Weights::of(layer, side);
-        let mut residual = self.gradient(layer, side, &at, true)?;
-        residual.nope *= -1.0;
-        residual.rope *= -1.0;
-        let mut z = preconditioner.apply(&residual);
-        let mut direction = z.clone();
-        let mut rz = residual.dot(&z);
-        let (mut best, mut kept, mut trial) = (before, 0, layer.clone());
+        let other = if side == Side::Key {
+            Side::Query
+        } else {
+            Side::Key
+        };
+        let still = self.turned(layer, other);
+        let before = self.loss(layer, side, &still, None, &self.held_out);
+        let mut fit = ScoreFit {
+            side,
+            before,
+            after: before,
+            steps: 0,
+        };
+        let Some(start) = layer.weights(side) else {
+            return Ok(fit);
+        };
+        let preconditioner = self.preconditioner(layer, side, &still)?;
+        let mut at = start.clone();
+        let mut residual = self.gradient(layer, side, &still, &at, true);
+        for part in &mut residual {
+            *part *= -1.0;
+        }
+        let mut direction = preconditioner.apply(&residual);
+        let mut rz = product(&residual, &direction);
         for step in 1..=steps {
-            let curved = self.gradient(layer, side, &direction, false)?;
-            let length = rz / direction.dot(&curved).max(1e-30);
-            at.add_scaled(&direction, length);
-            residual.add_scaled(&curved, -length);
-            z = preconditioner.apply(&residual);
-            let old = rz;
-            rz = residual.dot(&z);
-            let mut next = z;
-            next.add_scaled(&direction, rz / old.max(1e-30));
-            direction = next;
-            at.store(&mut trial, side);
-            let loss = self.held_out_loss(&trial);
-            if loss < best {
-                (best, kept) = (loss, step);
-                *layer = trial.clone();
-            } else {
+            let curved = self.gradient(layer, side, &still, &direction, false);
+            let length = rz / product(&direction, &curved).max(1e-30);
+            add_scaled(&mut at, &direction, length);
+            let loss = self.loss(layer, side, &still, Some(&at), &self.held_out);
+            if loss >= fit.after {
                 break;
             }
+            (fit.after, fit.steps) = (loss, step);
+            layer.store(side, &at);
+            if step < steps {
+                add_scaled(&mut residual, &curved, -length);
+                let mut next = preconditioner.apply(&residual);
+                let old = rz;
+                rz = product(&residual, &next);
+                add_scaled(&mut next, &direction, rz / old.max(1e-30));
+                direction = next;
+            }
         }
-        Ok(ScoreFit {
-            before,
-            after: best,
-            steps: kept,
-        })
+        Ok(fit)
     }
 
     /// Mean loss per token on the held-out windows.
-    pub fn held_out_loss(&self, layer: &MlaAttention) -> f64 {
-        self.loss(layer, &self.held_out)
+    pub fn held_out_loss<S: Student>(&self, layer: &S) -> f64 {
+        let still = self.turned(layer, Side::Query);
+        self.loss(layer, Side::Key, &still, None, &self.held_out)
     }
 
-    fn loss(&self, layer: &MlaAttention, windows: &[usize]) -> f64 {
-        use rayon::prelude::*;
+    pub(super) fn turned<S: Student>(&self, layer: &S, side: Side) -> Turned {
         let phases = self.phases(layer);
-        let of_window = |&w: &usize| {
-            let x_dt = self.input(w);
-            let sides = sides_of(layer, &phases, x_dt.as_ref());
-            let head = |h: usize| self.errors(layer, &sides, w, h, true).1;
-            (0..layer.heads).map(head).sum::<f64>()
-        };
-        let parts: Vec<f64> = windows.par_iter().map(of_window).collect();
-        parts.iter().sum::<f64>() / (windows.len() * self.hs.window_len()) as f64
+        let of = |w: usize| layer.turned(side, &phases, self.input(w).as_ref());
+        let all = (0..self.teacher.len()).into_par_iter();
+        all.map(|w| self.teacher[w].is_some().then(|| of(w)))
+            .collect()
     }
 
-    pub(super) fn phases(&self, layer: &MlaAttention) -> Phases {
-        Phases::new(&layer.inv_freq, self.source_phases.cos_lt.ncols())
+    pub(super) fn phases<S: Student>(&self, layer: &S) -> Phases {
+        Phases::new(layer.inv_freq(), self.student.window_len())
     }
 
     pub(super) fn input(&self, w: usize) -> Mat<f32> {
-        self.attn_norm.attention_input(self.g, self.hs.window(w))
+        self.source.attention_input(self.g, self.student.window(w))
     }
 
-    /// `a ∘ (e - mean_a e)` weighted with `τ_h`, the slope of the loss by the scores, and the loss; the
-    /// error `e` counts from the teacher's score or from zero.
-    fn errors(
+    pub(super) fn tokens(&self) -> usize {
+        self.train.len() * self.student.window_len()
+    }
+
+    pub(super) fn window_len(&self) -> usize {
+        self.student.window_len()
+    }
+
+    /// The loss with the weights `at` of `side`, or those `layer` has.
+    fn loss<S: Student>(
         &self,
-        layer: &MlaAttention,
-        sides: &Sides,
-        w: usize,
-        h: usize,
+        layer: &S,
+        side: Side,
+        still: &Turned,
+        at: Option<&Weights>,
+        windows: &[usize],
+    ) -> f64 {
+        let phases = self.phases(layer);
+        let small = at.map(|at| {
+            at.iter()
+                .map(|part| narrow(part.as_ref()))
+                .collect::<Vec<_>>()
+        });
+        let of_window = |&w: &usize| {
+            let x_dt = self.input(w);
+            let moved = match &small {
+                None => layer.turned(side, &phases, x_dt.as_ref()),
+                Some(at) => moved(layer, side, at, &phases, &layer.inputs(side, x_dt.as_ref())),
+            };
+            let head =
+                |h: usize| self.errors(layer, side, still, &moved, (w, h), true, |_, _, _| ());
+            (0..layer.heads()).map(head).sum::<f64>()
+        };
+        let parts: Vec<f64> = windows.par_iter().map(of_window).collect();
+        parts.iter().sum::<f64>() / (windows.len() * self.student.window_len()) as f64
+    }
+
+    /// Visits the slopes of the loss by the scores, `τ_h a ∘ (e - mean_a e)`, a block of queries at a
+    /// time, and returns the loss; the error `e` counts from the teacher's score or from zero.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of two loops that share everything"
+    )]
+    fn errors<S: Student>(
+        &self,
+        layer: &S,
+        side: Side,
+        still: &Turned,
+        moved: &[Mat<f32>],
+        (w, h): (usize, usize),
         target: bool,
-    ) -> (Mat<f32>, f64) {
-        let a_st = &self.teacher[w].as_ref().expect("a window of the problem")[h];
-        let mut e_st = sides.scores(layer, h);
+        mut visit: impl FnMut(usize, usize, MatRef<'_, f32>),
+    ) -> f64 {
+        let still = still[w].as_ref().expect("a window of the problem");
+        let (k, q) = match side {
+            Side::Key => (moved, &still[..]),
+            Side::Query => (&still[..], moved),
+        };
+        let terms = head_terms(&layer.parts(), layer.heads(), k, q, h);
+        let log_a = &self.teacher[w].as_ref().expect("a window of the problem")[h];
         let (mut loss, weight) = (0.0, self.head_weights[h]);
-        for t in 0..e_st.ncols() {
-            let (a, e) = (a_st.col_as_slice(t), e_st.col_as_slice_mut(t));
-            let (a, (e, ahead)) = (&a[..=t], e.split_at_mut(t + 1));
-            ahead.fill(0.0);
-            if target {
-                e.iter_mut()
-                    .zip(a)
-                    .for_each(|(e, a)| *e -= a.max(1e-30).ln());
+        let mut a = vec![0.0; self.student.window_len()];
+        for (first, end) in query_blocks(self.student.window_len()) {
+            let mut e_st = scores(&terms, first, end);
+            for t in first..end {
+                let (e, ahead) = slice(e_st.as_mut(), t - first).split_at_mut(t + 1);
+                ahead.fill(0.0);
+                let (log_a, a) = (&log_a.col_as_slice(t)[..=t], &mut a[..=t]);
+                a.iter_mut()
+                    .zip(log_a)
+                    .for_each(|(a, log_a)| *a = exp(*log_a));
+                if target {
+                    e.iter_mut().zip(log_a).for_each(|(e, log_a)| *e -= log_a);
+                }
+                let mean = dot(e, a);
+                for e in &mut *e {
+                    *e -= mean;
+                }
+                a.iter_mut().zip(&*e).for_each(|(a, e)| *a *= weight * e);
+                loss += 0.5 * f64::from(dot(e, a));
+                e.copy_from_slice(a);
             }
-            let mean: f32 = e.iter().zip(a).map(|(e, a)| e * a).sum();
-            let mut sum = 0.0;
-            for (e, a) in e.iter_mut().zip(a) {
-                let centred = *e - mean;
-                *e = weight * a * centred;
-                sum += *e * centred;
-            }
-            loss += 0.5 * f64::from(sum);
+            visit(first, end, e_st.as_ref());
         }
-        (e_st, loss)
+        loss
     }
 
     /// The gradient at `at` per token, or, without the target, the Hessian times `at`.
-    pub(super) fn gradient(
+    pub(super) fn gradient<S: Student>(
         &self,
-        layer: &MlaAttention,
+        layer: &S,
         side: Side,
+        still: &Turned,
         at: &Weights,
         target: bool,
-    ) -> Result<Weights, Error> {
-        let mut moved = layer.clone();
-        at.store(&mut moved, side);
+    ) -> Weights {
         let phases = self.phases(layer);
-        let (nope, rope) = (at.nope.nrows(), at.rope.nrows());
-        let mut out = at.zeros_like();
+        let at: Vec<Mat<f32>> = at.iter().map(|part| narrow(part.as_ref())).collect();
+        let mut out: Weights = at
+            .iter()
+            .map(|p| Mat::zeros(p.nrows(), p.ncols()))
+            .collect();
+        let (slopes, inputs) = (rows(&at, Mat::nrows), rows(&at, Mat::ncols));
+        let total = slopes.last().map_or(0, |&(start, count)| start + count);
+        let all = total + inputs.last().map_or(0, |&(start, count)| start + count);
         for block in blocks(&self.train) {
-            let window = self.hs.window_len();
-            // Slopes by both outputs above their inputs, so that one pass gathers all four.
-            let (x_rows, c_rows) = (layer.q_nope.ncols() + 1, layer.rank());
-            let rows = nope + rope + x_rows + c_rows;
-            let all = gather(rows, window, block, |w| {
+            // Slopes above inputs, so that one pass gathers both.
+            let gathered = gather(all, self.student.window_len(), block, |w| {
                 let x_dt = self.input(w);
-                let c_rt = layer.latent(x_dt.as_ref());
-                // The side that stands still comes from `layer`, the other from `moved`.
-                let (queries, keys) = match side {
-                    Side::Key => (layer, &moved),
-                    Side::Query => (&moved, layer),
-                };
-                let (q_nope, q_rope) = queries.queries(&phases, x_dt.as_ref());
-                let (k_nope, k_rope) = keys.keys(&phases, x_dt.as_ref(), c_rt.as_ref());
-                let sides = Sides {
-                    q_nope,
-                    q_rope,
-                    k_nope,
-                    k_rope,
-                };
-                let mut out = Mat::zeros(rows, window);
-                self.slopes(&moved, &sides, side, w, target, &phases, &mut out);
-                out.subrows_mut(nope + rope, x_rows - 1).copy_from(&x_dt);
-                out.row_mut(nope + rope + x_rows - 1).fill(1.0);
-                out.subrows_mut(nope + rope + x_rows, c_rows)
-                    .copy_from(&c_rt);
-                Ok::<_, Error>(out)
-            })?;
-            let x = all.subrows(nope + rope, x_rows);
-            let c = all.subrows(nope + rope + x_rows, c_rows);
-            let input = if side == Side::Key { c } else { x };
-            add_outer(out.nope.as_mut(), all.subrows(0, nope), input);
-            add_outer(out.rope.as_mut(), all.subrows(nope, rope), x);
+                let read = layer.inputs(side, x_dt.as_ref());
+                let moved = moved(layer, side, &at, &phases, &read);
+                let mut out = Mat::zeros(all, x_dt.ncols());
+                let to = out.subrows_mut(0, total);
+                self.slopes(layer, side, still, &moved, w, target, &phases, to);
+                for (input, &(start, count)) in read.iter().zip(&inputs) {
+                    out.subrows_mut(total + start, count).copy_from(input);
+                }
+                out
+            });
+            for (i, part) in out.iter_mut().enumerate() {
+                let slope = gathered.subrows(slopes[i].0, slopes[i].1);
+                add_outer(
+                    part.as_mut(),
+                    slope,
+                    gathered.subrows(total + inputs[i].0, inputs[i].1),
+                );
+            }
         }
-        let tokens = (self.train.len() * self.hs.window_len()) as f64;
-        out.nope *= 1.0 / tokens;
-        out.rope *= 1.0 / tokens;
-        Ok(out)
+        let scale = 1.0 / self.tokens() as f64;
+        for part in &mut out {
+            *part *= scale;
+        }
+        out
     }
 
-    /// Slopes of the loss by the side's outputs, before rotation, into the first rows of `out`.
+    /// Slopes of the loss by the outputs of `side`, before rotation, part under part.
     #[expect(
         clippy::too_many_arguments,
-        reason = "one call, and a struct would only rename them"
+        reason = "one step of two loops that share everything"
     )]
-    fn slopes(
+    fn slopes<S: Student>(
         &self,
-        layer: &MlaAttention,
-        sides: &Sides,
+        layer: &S,
         side: Side,
+        still: &Turned,
+        moved: &[Mat<f32>],
         w: usize,
         target: bool,
         phases: &Phases,
-        out: &mut Mat<f32>,
+        mut out: MatMut<'_, f32>,
     ) {
-        let (nope, rope) = (layer.nope(), layer.rope());
-        let total = layer.heads * nope;
-        for h in 0..layer.heads {
-            let (g_st, _) = self.errors(layer, sides, w, h, target);
-            let row = h * nope;
-            match side {
-                Side::Query => {
-                    set_mul(
-                        out.subrows_mut(row, nope),
-                        sides.k_nope.subrows(row, nope),
-                        g_st.as_ref(),
-                    );
-                    let rotated = out.subrows_mut(total + h * rope, rope);
-                    set_mul(rotated, sides.k_rope.as_ref(), g_st.as_ref());
-                }
-                Side::Key => {
-                    let g_ts = g_st.transpose();
-                    set_mul(
-                        out.subrows_mut(row, nope),
-                        sides.q_nope.subrows(row, nope),
-                        g_ts,
-                    );
-                    let rotated = out.subrows_mut(total, rope);
-                    add_mul(rotated, sides.q_rope.subrows(h * rope, rope), g_ts);
-                }
-            }
+        let (parts, heads) = (layer.parts(), layer.heads());
+        let fixed = still[w].as_ref().expect("a window of the problem");
+        for h in 0..heads {
+            self.errors(
+                layer,
+                side,
+                still,
+                moved,
+                (w, h),
+                target,
+                |first, end, g_st| {
+                    let mut row = 0;
+                    for ((part, fixed), moved) in parts.iter().zip(fixed).zip(moved) {
+                        let (width, own) = (part.width, part.key_of(h, heads) * part.width);
+                        match side {
+                            Side::Query => {
+                                let k = fixed.submatrix(own, 0, width, end);
+                                let at = row + h * width;
+                                let to = out.as_mut().submatrix_mut(at, first, width, end - first);
+                                set_mul(to, k, g_st);
+                            }
+                            Side::Key => {
+                                let q = fixed.submatrix(h * width, first, width, end - first);
+                                let to = out.as_mut().submatrix_mut(row + own, 0, width, end);
+                                add_mul(to, q, g_st.transpose());
+                            }
+                        }
+                        row += moved.nrows();
+                    }
+                },
+            );
         }
-        let rows = if side == Side::Query {
-            layer.heads * rope
-        } else {
-            rope
-        };
-        phases.rotate_back(out.subrows_mut(total, rows));
+        let mut row = 0;
+        for (part, moved) in parts.iter().zip(moved) {
+            if part.rotated {
+                phases.rotate_back(out.as_mut().subrows_mut(row, moved.nrows()));
+            }
+            row += moved.nrows();
+        }
     }
 }
 
-pub(super) fn sides_of(layer: &MlaAttention, phases: &Phases, x_dt: MatRef<'_, f32>) -> Sides {
-    let c_rt = layer.latent(x_dt);
-    let (q_nope, q_rope) = layer.queries(phases, x_dt);
-    let (k_nope, k_rope) = layer.keys(phases, x_dt, c_rt.as_ref());
-    Sides {
-        q_nope,
-        q_rope,
-        k_nope,
-        k_rope,
+/// The outputs of `side` with the weights `at`, rotated.
+fn moved<S: Student>(
+    layer: &S,
+    side: Side,
+    at: &[Mat<f32>],
+    phases: &Phases,
+    inputs: &[Mat<f32>],
+) -> Vec<Mat<f32>> {
+    debug_assert_eq!(layer.parts().len(), at.len(), "{side:?}");
+    let outputs = at
+        .iter()
+        .zip(inputs)
+        .map(|(w, x)| mul(w.as_ref(), x.as_ref()))
+        .collect();
+    turn(&layer.parts(), outputs, phases)
+}
+
+/// Start and count of each matrix's rows (or columns) where they are stacked.
+fn rows(parts: &[Mat<f32>], count: fn(&Mat<f32>) -> usize) -> Vec<(usize, usize)> {
+    let mut start = 0;
+    let mut place = |part| {
+        let count = count(part);
+        start += count;
+        (start - count, count)
+    };
+    parts.iter().map(&mut place).collect()
+}
+
+pub(super) fn add_scaled(to: &mut Weights, other: &Weights, scale: f64) {
+    for (to, other) in to.iter_mut().zip(other) {
+        *to += faer::Scale(scale) * other;
     }
+}
+
+pub(super) fn product(a: &Weights, b: &Weights) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| linalg::dot(a.as_ref(), b.as_ref()))
+        .sum()
 }

@@ -7,11 +7,11 @@
 
 use faer::{Mat, c64};
 
-use super::activations::Activations;
 use super::error::Error;
 use super::linalg;
-use super::source::{Geometry, SourceLayer};
-use super::teacher::{TeacherStats, residual_fits};
+use super::score_fit::PairFit;
+use super::source::Geometry;
+use super::teacher::TeacherStats;
 
 /// Where the frequencies of the rotated key come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +57,15 @@ pub struct SplitRule {
     pub best_constant: bool,
 }
 
-/// Chooses the slots from the statistics, then fits the constants to what they leave.
+/// Chooses the slots from the statistics, then fits the constants to what they leave: `residual`
+/// tells, per head and pair, what un-rotating costs of what the given maps leave of each pair.
 pub fn split(
     g: &Geometry,
-    layer: &SourceLayer,
-    h: &Activations,
-    windows: &[usize],
     stats: &TeacherStats,
     rule: SplitRule,
+    residual: impl FnOnce(&[Mat<c64>]) -> Vec<Vec<PairFit>>,
 ) -> Result<Split, Error> {
-    let constant = |fit: &super::score_fit::PairFit| {
+    let constant = |fit: &PairFit| {
         if rule.best_constant {
             fit.best()
         } else {
@@ -74,7 +73,7 @@ pub fn split(
         }
     };
     let weights = stats.head_weights();
-    let loss_hl = |fits: &[Vec<super::score_fit::PairFit>]| -> Vec<Vec<f64>> {
+    let loss_hl = |fits: &[Vec<PairFit>]| -> Vec<Vec<f64>> {
         fits.iter()
             .map(|row| row.iter().map(|f| f.loss(constant(f))).collect())
             .collect()
@@ -82,8 +81,8 @@ pub fn split(
     let before = loss_hl(&stats.fits);
     let slots = choose(g, stats, &weights, &before, rule)?;
 
-    let residual = residual_maps(g, &slots);
-    let fits = residual_fits(g, layer, h, windows, &residual);
+    let maps = residual_maps(g, &slots);
+    let fits = residual(&maps);
     let most = fits.iter().flatten().map(|f| f.square).fold(0.0, f64::max);
     // A pair of which the slots leave nothing has no constant to fit, only rounding.
     let phi = |h: usize, l: usize| {
@@ -96,7 +95,7 @@ pub fn split(
     let row = |h: usize, l: usize| {
         let own = h / g.group();
         (0..g.kv_heads)
-            .map(|j| phi(h, l) * residual[l][(own, j)])
+            .map(|j| phi(h, l) * maps[l][(own, j)])
             .collect()
     };
     let unrotated = (0..g.heads)

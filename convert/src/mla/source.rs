@@ -5,9 +5,9 @@
 
 use faer::{Mat, MatRef};
 
-use super::activations::rms_norm;
-use super::attention::weights;
-use super::linalg::{affine, set_mul};
+use super::activations::{norm_heads, rms_norm};
+use super::attention::{exp, log_weights, mix, weights};
+use super::linalg::affine;
 use super::rotary::Phases;
 
 /// The shape of an attention block.
@@ -21,8 +21,10 @@ pub struct Geometry {
     pub kv_heads: usize,
     /// Width of one head; even.
     pub head_dim: usize,
-    /// Radians per position of each of the `head_dim / 2` pairs.
+    /// Radians per position of each of the `head_dim / 2` pairs; zeros where nothing is rotated.
     pub inv_freq: Vec<f64>,
+    /// A token attends to itself and the `window - 1` before it; `None` is all before it.
+    pub window: Option<usize>,
     /// Added to the mean square inside each norm.
     pub norm_eps: f64,
 }
@@ -61,6 +63,8 @@ pub struct SourceAttention {
     pub qkv: Mat<f32>,
     /// Their bias.
     pub qkv_bias: Vec<f32>,
+    /// Gains of the norms over each head's queries and keys, `[head_dim]`, where there are any.
+    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     /// Output projection, `[hidden, heads * head_dim]`.
     pub o: Mat<f32>,
     /// Its bias.
@@ -93,7 +97,7 @@ pub struct SourceLayer {
     pub feed_forward: FeedForward,
 }
 
-/// Queries (the score scale in them), keys and values of one window before rotation.
+/// Queries (the score scale in them), keys and values of one window, normed but not rotated.
 #[derive(Clone, Debug)]
 pub struct Projected {
     /// `[heads * head_dim, tokens]`.
@@ -102,6 +106,9 @@ pub struct Projected {
     pub k: Mat<f32>,
     /// `[kv_heads * head_dim, tokens]`.
     pub v: Mat<f32>,
+    /// Per key head: its mean square before the norm summed over tokens, one per token where there
+    /// is no norm.
+    pub key_squares: Vec<f64>,
 }
 
 impl SourceAttention {
@@ -109,20 +116,35 @@ impl SourceAttention {
     pub fn project(&self, g: &Geometry, x_dt: MatRef<'_, f32>) -> Projected {
         let all = affine(self.qkv.as_ref(), &self.qkv_bias, x_dt);
         let (hd, n, scale) = (g.query_width(), g.key_width(), g.scale() as f32);
-        let q = Mat::from_fn(hd, all.ncols(), |i, t| scale * all[(i, t)]);
-        let k = all.subrows(hd, n).to_owned();
+        let mut q = all.subrows(0, hd).to_owned();
+        let mut k = all.subrows(hd, n).to_owned();
+        let mut key_squares = vec![all.ncols() as f64; g.kv_heads];
+        if let Some((q_gain, k_gain)) = &self.qk_norm {
+            for (j, square) in key_squares.iter_mut().enumerate() {
+                let head = k.subrows(j * g.head_dim, g.head_dim);
+                *square = head.squared_norm_l2() as f64 / g.head_dim as f64;
+            }
+            norm_heads(q.as_mut(), q_gain, g.norm_eps);
+            norm_heads(k.as_mut(), k_gain, g.norm_eps);
+        }
+        q *= faer::Scale(scale);
         let v = all.subrows(hd + n, n).to_owned();
-        Projected { q, k, v }
+        Projected {
+            q,
+            k,
+            v,
+            key_squares,
+        }
     }
 
     /// The attention block's output, `[hidden, tokens]`.
     pub fn forward(&self, g: &Geometry, phases: &Phases, x_dt: MatRef<'_, f32>) -> Mat<f32> {
         let p = self.project(g, x_dt);
-        let a_hst = p.weights(g, phases);
+        let rotated = p.rotated(phases);
         let mut heads = Mat::zeros(g.query_width(), x_dt.ncols());
-        for (h, a_st) in a_hst.iter().enumerate() {
+        for h in 0..g.heads {
             let out = heads.subrows_mut(h * g.head_dim, g.head_dim);
-            set_mul(out, p.value(g, h), a_st.as_ref());
+            mix(out, &[rotated.of_head(g, h)], p.value(g, h), g.window);
         }
         affine(self.o.as_ref(), &self.o_bias, heads.as_ref())
     }
@@ -134,15 +156,42 @@ impl Projected {
         self.v.subrows(h / g.group() * g.head_dim, g.head_dim)
     }
 
-    /// The attention weights of every head.
-    pub fn weights(&self, g: &Geometry, phases: &Phases) -> Vec<Mat<f32>> {
+    /// Queries and keys turned by their positions.
+    pub fn rotated(&self, phases: &Phases) -> Rotated {
         let (mut q, mut k) = (self.q.clone(), self.k.clone());
         phases.rotate(q.as_mut());
         phases.rotate(k.as_mut());
+        Rotated { q, k }
+    }
+}
+
+/// Rotated queries and keys of one window.
+#[derive(Clone, Debug)]
+pub struct Rotated {
+    q: Mat<f32>,
+    k: Mat<f32>,
+}
+
+impl Rotated {
+    /// Keys and queries of head `h`.
+    fn of_head(&self, g: &Geometry, h: usize) -> (MatRef<'_, f32>, MatRef<'_, f32>) {
         let d = g.head_dim;
-        (0..g.heads)
-            .map(|h| weights(q.subrows(h * d, d), k.subrows(h / g.group() * d, d)))
-            .collect()
+        (
+            self.k.subrows(h / g.group() * d, d),
+            self.q.subrows(h * d, d),
+        )
+    }
+
+    /// The attention weights of head `h`, `[keys, queries]`.
+    pub fn weights(&self, g: &Geometry, h: usize) -> Mat<f32> {
+        let (k, q) = self.of_head(g, h);
+        weights(q, k)
+    }
+
+    /// Their logarithms.
+    pub fn log_weights(&self, g: &Geometry, h: usize) -> Mat<f32> {
+        let (k, q) = self.of_head(g, h);
+        log_weights(q, k)
     }
 }
 
@@ -153,7 +202,7 @@ impl FeedForward {
         let ffn = self.down.ncols();
         let inner = Mat::from_fn(ffn, gate_up.ncols(), |i, t| {
             let gate = gate_up[(i, t)];
-            gate / (1.0 + (-gate).exp()) * gate_up[(ffn + i, t)]
+            gate / (1.0 + exp(-gate)) * gate_up[(ffn + i, t)]
         });
         affine(self.down.as_ref(), &self.down_bias, inner.as_ref())
     }

@@ -24,6 +24,11 @@ pub struct TeacherStats {
     pub key_moment: Vec<Mat<c64>>,
     /// Per head: `Σ q qᵀ`, `[head_dim, head_dim]`, the score scale in `q`.
     pub query_moment: Vec<Mat<f64>>,
+    /// Per head: how much attention goes how far back, `[window]`.
+    pub distances: Vec<Vec<f64>>,
+    /// Per key head: the mean square of its keys before their norm, summed over tokens; one each
+    /// where there is no norm.
+    pub key_squares: Vec<f64>,
     /// Per head and pair: the cost of losing the rotation.
     pub fits: Vec<Vec<PairFit>>,
 }
@@ -41,31 +46,37 @@ impl TeacherStats {
                 Self::of_window(g, &p, &gram, &phases)
             })
             .collect();
-        let mut sum = Self::zeros(g);
+        let mut sum = Self::zeros(g, h.window_len());
         for part in &parts {
             sum.add(part);
         }
         sum
     }
 
-    fn zeros(g: &Geometry) -> Self {
+    fn zeros(g: &Geometry, window: usize) -> Self {
         TeacherStats {
             tokens: 0,
             sensitivity: vec![0.0; g.heads],
             key_moment: vec![Mat::zeros(g.kv_heads, g.kv_heads); g.pairs()],
             query_moment: vec![Mat::zeros(g.head_dim, g.head_dim); g.heads],
+            distances: vec![vec![0.0; window]; g.heads],
+            key_squares: vec![0.0; g.kv_heads],
             fits: vec![vec![PairFit::default(); g.pairs()]; g.heads],
         }
     }
 
     fn of_window(g: &Geometry, p: &Projected, gram: &[Mat<f32>], phases: &Phases) -> Self {
-        let mut out = Self::zeros(g);
+        let mut out = Self::zeros(g, p.k.ncols());
         out.tokens = p.k.ncols();
         let d = g.head_dim;
         let features: Vec<Mat<f32>> = (0..g.kv_heads)
             .map(|j| key_features(p.k.subrows(j * d, d), phases))
             .collect();
-        for (h, a_st) in p.weights(g, phases).iter().enumerate() {
+        out.key_squares.clone_from(&p.key_squares);
+        let rotated = p.rotated(phases);
+        for h in 0..g.heads {
+            let a_st = rotated.weights(g, h);
+            add_distances(&mut out.distances[h], &a_st);
             let q_dt = p.q.subrows(h * d, d);
             out.sensitivity[h] = score_sensitivity(p.value(g, h), gram[h].as_ref(), a_st.as_ref());
             out.query_moment[h] = wide(mul(q_dt, q_dt.transpose()).as_ref());
@@ -96,7 +107,60 @@ impl TeacherStats {
             .iter_mut()
             .zip(&other.query_moment)
             .for_each(|(a, b)| *a += b);
+        for (a, b) in self
+            .distances
+            .iter_mut()
+            .flatten()
+            .zip(other.distances.iter().flatten())
+        {
+            *a += b;
+        }
+        self.key_squares
+            .iter_mut()
+            .zip(&other.key_squares)
+            .for_each(|(a, b)| *a += b);
         add_fits(&mut self.fits, &other.fits);
+    }
+
+    /// Mean square of the keys of key head `j` before their norm; one where there is none.
+    pub fn key_square(&self, j: usize) -> f64 {
+        (self.key_squares[j] / self.tokens as f64).max(1e-12)
+    }
+
+    /// The mean of `exp(i angle δ)` over the distances `δ` at which head `h` attends.
+    pub fn mean_turn(&self, h: usize, angle: f64) -> c64 {
+        let (mut sum, mut total) = (c64::new(0.0, 0.0), 0.0);
+        for (distance, weight) in self.distances[h].iter().enumerate() {
+            sum += c64::from_polar(*weight, angle * distance as f64);
+            total += weight;
+        }
+        if total > 0.0 {
+            sum * (1.0 / total)
+        } else {
+            c64::new(1.0, 0.0)
+        }
+    }
+
+    /// `Σ q qᵀ` of head `h` with each query turned back by the distance it attends at, the mean over
+    /// distances. In complex numbers a product of pairs turns by the difference of their angles, or
+    /// by the sum where neither is conjugated.
+    pub fn turned_query_moment(&self, g: &Geometry, h: usize) -> Mat<f64> {
+        let (q, p) = (&self.query_moment[h], g.pairs());
+        let mut out = Mat::zeros(2 * p, 2 * p);
+        for l in 0..p {
+            for m in 0..p {
+                let (a, b) = (g.inv_freq[l], g.inv_freq[m]);
+                let (rr, ri) = (q[(l, m)], q[(l, m + p)]);
+                let (ir, ii) = (q[(l + p, m)], q[(l + p, m + p)]);
+                let apart = c64::new(rr + ii, ir - ri) * self.mean_turn(h, a - b);
+                let along = c64::new(rr - ii, ir + ri) * self.mean_turn(h, a + b);
+                out[(l, m)] = 0.5 * (apart.re + along.re);
+                out[(l + p, m + p)] = 0.5 * (apart.re - along.re);
+                out[(l + p, m)] = 0.5 * (along.im + apart.im);
+                out[(l, m + p)] = 0.5 * (along.im - apart.im);
+            }
+        }
+        out
     }
 
     /// The sensitivities scaled to mean one.
@@ -137,7 +201,9 @@ pub fn residual_fits(
             .map(|j| key_features(rest.subrows(j * d, d), &phases))
             .collect();
         let mut fits = vec![vec![PairFit::default(); pairs]; g.heads];
-        for (h, a_st) in p.weights(g, &phases).iter().enumerate() {
+        let rotated = p.rotated(&phases);
+        for h in 0..g.heads {
+            let a_st = rotated.weights(g, h);
             let features = features[h / g.group()].as_ref();
             accumulate(
                 &mut fits[h],
@@ -155,6 +221,15 @@ pub fn residual_fits(
         add_fits(&mut sum, part);
     }
     sum
+}
+
+fn add_distances(sum: &mut [f64], a_st: &Mat<f32>) {
+    for t in 0..a_st.ncols() {
+        let weights = a_st.col_as_slice(t)[..=t].iter().rev();
+        sum.iter_mut()
+            .zip(weights)
+            .for_each(|(sum, a)| *sum += f64::from(*a));
+    }
 }
 
 fn add_fits(sum: &mut [Vec<PairFit>], part: &[Vec<PairFit>]) {

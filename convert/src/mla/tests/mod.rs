@@ -2,16 +2,21 @@
 //! force. Here: the small layers all of it is tried on.
 
 mod exact;
+mod forms;
 mod scores;
 mod statistics;
 
 use faer::Mat;
 
 use super::activations::Activations;
-use super::convert::{Diagnostics, Options, Streams, convert_layer};
+use super::convert::convert_layer;
 use super::layer::MlaAttention;
+use super::options::{Converted, Diagnostics, Mode, Options};
+use super::rebuilt::LatentAttention;
 use super::rotary::Phases;
 use super::source::{FeedForward, Geometry, SourceAttention, SourceLayer};
+use super::streams::{Streams, attend_as_source};
+use super::student::Student;
 
 const TOKENS: usize = 24;
 
@@ -46,6 +51,7 @@ fn geometry(heads: usize, kv_heads: usize, head_dim: usize) -> Geometry {
         kv_heads,
         head_dim,
         inv_freq,
+        window: None,
         norm_eps: 1e-5,
     }
 }
@@ -58,6 +64,7 @@ fn layer(g: &Geometry, biased: bool, noise: &mut Noise) -> SourceLayer {
         attention: SourceAttention {
             qkv: noise.matrix(hd + 2 * n, d, 0.25),
             qkv_bias: noise.vector(hd + 2 * n, size),
+            qk_norm: None,
             o: noise.matrix(d, hd, 0.2),
             o_bias: noise.vector(d, size),
         },
@@ -71,16 +78,28 @@ fn layer(g: &Geometry, biased: bool, noise: &mut Noise) -> SourceLayer {
     }
 }
 
+/// The layer with norms on queries and keys.
+fn normed(g: &Geometry, layer: SourceLayer, noise: &mut Noise) -> SourceLayer {
+    let mut gain = || {
+        noise
+            .vector(g.head_dim, 0.3)
+            .iter()
+            .map(|v| 1.0 + v)
+            .collect()
+    };
+    let attention = SourceAttention {
+        qk_norm: Some((gain(), gain())),
+        ..layer.attention
+    };
+    SourceLayer { attention, ..layer }
+}
+
 fn residual(g: &Geometry, windows: usize, noise: &mut Noise) -> Activations {
     let mut h = Activations::zeros(g.hidden, TOKENS, windows);
     let values: Vec<Mat<f32>> = (0..windows)
         .map(|_| noise.matrix(g.hidden, TOKENS, 1.0))
         .collect();
-    h.for_each(|w, mut out| {
-        out.copy_from(&values[w]);
-        Ok::<_, ()>(())
-    })
-    .unwrap();
+    h.for_each(|w, mut out| out.copy_from(&values[w]));
     h
 }
 
@@ -96,15 +115,14 @@ fn plain(rank: usize, rope: usize) -> Options {
     }
 }
 
-fn convert(
+fn convert_any(
     g: &Geometry,
     l: &SourceLayer,
     h: &Activations,
     o: &Options,
-) -> (MlaAttention, Diagnostics) {
-    let phases = Phases::new(&g.inv_freq, TOKENS);
+) -> (Converted, Diagnostics) {
     let mut after = h.clone();
-    super::model::attend(g, l, &mut after, |x| l.attention.forward(g, &phases, x)).unwrap();
+    attend_as_source(g, l, &mut after);
     let streams = Streams {
         teacher: h,
         teacher_after: &after,
@@ -113,18 +131,46 @@ fn convert(
     convert_layer(g, l, &streams, o).unwrap()
 }
 
-/// Largest difference of the two blocks' outputs relative to the largest output, with every
-/// position `turn` times as far.
-fn difference(
+fn convert(
     g: &Geometry,
     l: &SourceLayer,
-    mla: &MlaAttention,
+    h: &Activations,
+    o: &Options,
+) -> (MlaAttention, Diagnostics) {
+    match convert_any(g, l, h, o) {
+        (Converted::Mla(layer), found) => (layer, found),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn rebuild(
+    g: &Geometry,
+    l: &SourceLayer,
+    h: &Activations,
+    o: &Options,
+) -> (LatentAttention, Diagnostics) {
+    let options = Options {
+        mode: Mode::Latent,
+        ..o.clone()
+    };
+    match convert_any(g, l, h, &options) {
+        (Converted::Latent(layer), found) => (layer, found),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Largest difference of the two blocks' outputs relative to the largest output, with every
+/// position `turn` times as far.
+fn difference<S: Student>(
+    g: &Geometry,
+    l: &SourceLayer,
+    layer: &S,
     h: &Activations,
     turn: f64,
 ) -> f64 {
     let scaled = |f: &[f64]| Phases::new(&f.iter().map(|f| f * turn).collect::<Vec<_>>(), TOKENS);
     let x = l.attention_input(g, h.window(0));
     let want = l.attention.forward(g, &scaled(&g.inv_freq), x.as_ref());
-    let found = mla.forward(&scaled(&mla.inv_freq), x.as_ref());
+    let found = layer.forward(&scaled(layer.inv_freq()), x.as_ref());
     f64::from((&want - &found).norm_max() / want.norm_max())
 }

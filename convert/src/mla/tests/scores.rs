@@ -1,7 +1,7 @@
 //! Score least squares against the loss it names.
 
-use super::super::score_ls::{ScoreProblem, Side};
-use super::super::score_weights::Weights;
+use super::super::score_ls::{ScoreProblem, add_scaled, product};
+use super::super::student::Side;
 use super::*;
 
 #[test]
@@ -53,33 +53,46 @@ fn the_gradient_of_the_score_loss_is_its_slope() {
         vec![0, 1],
         vec![0, 1],
     );
+    let (rebuilt, _) = rebuild(&g, &l, &h, &plain(9, 0));
     for side in [Side::Key, Side::Query] {
-        let at = Weights::of(&mla, side);
-        let mut along = at.zeros_like();
-        for part in [&mut along.nope, &mut along.rope] {
-            *part = Mat::from_fn(part.nrows(), part.ncols(), |_, _| f64::from(noise.next()));
-        }
-        let loss = |step: f64| {
-            let (mut moved, mut weights) = (mla.clone(), at.clone());
-            weights.add_scaled(&along, step);
-            weights.store(&mut moved, side);
-            problem.held_out_loss(&moved)
-        };
-        let (ahead, behind) = (loss(1e-2), loss(-1e-2));
-        let slope = problem.gradient(&mla, side, &at, true).unwrap().dot(&along);
-        let want = (ahead - behind) / 2e-2;
-        assert!(
-            (slope - want).abs() < 1e-3 * want.abs(),
-            "{side:?}: {slope} {want}"
-        );
-        let curve = problem
-            .gradient(&mla, side, &along, false)
-            .unwrap()
-            .dot(&along);
-        let want = (ahead + behind - 2.0 * loss(0.0)) / 1e-4;
-        assert!(
-            (curve - want).abs() < 1e-2 * want.abs(),
-            "{side:?}: {curve} {want}"
-        );
+        slope_agrees(&problem, &mla, side, noise);
+        slope_agrees(&problem, &rebuilt, side, noise);
     }
+}
+
+fn slope_agrees<S: Student>(problem: &ScoreProblem<'_>, layer: &S, side: Side, noise: &mut Noise) {
+    let at = layer.weights(side).unwrap();
+    let random =
+        |part: &Mat<f64>| Mat::from_fn(part.nrows(), part.ncols(), |_, _| f64::from(noise.next()));
+    let along: Vec<Mat<f64>> = at.iter().map(random).collect();
+    let loss = |step: f64| {
+        let (mut moved, mut weights) = (layer.clone(), at.clone());
+        add_scaled(&mut weights, &along, step);
+        moved.store(side, &weights);
+        problem.held_out_loss(&moved)
+    };
+    let still = problem.turned(
+        layer,
+        if side == Side::Key {
+            Side::Query
+        } else {
+            Side::Key
+        },
+    );
+    let (ahead, behind) = (loss(1e-2), loss(-1e-2));
+    let slope = product(&problem.gradient(layer, side, &still, &at, true), &along);
+    let want = (ahead - behind) / 2e-2;
+    assert!(
+        (slope - want).abs() < 1e-3 * want.abs(),
+        "{side:?}: {slope} {want}"
+    );
+    let curve = product(
+        &problem.gradient(layer, side, &still, &along, false),
+        &along,
+    );
+    let want = (ahead + behind - 2.0 * loss(0.0)) / 1e-4;
+    assert!(
+        (curve - want).abs() < 1e-2 * want.abs(),
+        "{side:?}: {curve} {want}"
+    );
 }

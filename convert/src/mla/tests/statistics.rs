@@ -21,7 +21,8 @@ struct OneHead {
 fn one_head(noise: &mut Noise) -> OneHead {
     let inv_freq = vec![1.0, 0.3, 0.01];
     let (q, k) = (noise.matrix(6, TOKENS, 1.0), noise.matrix(6, TOKENS, 1.0));
-    let a = causal_softmax(noise.matrix(TOKENS, TOKENS, 1.0));
+    let mut a = noise.matrix(TOKENS, TOKENS, 1.0);
+    causal_softmax(a.as_mut(), 0, None);
     let phases = Phases::new(&inv_freq, TOKENS);
     let mut fits = vec![PairFit::default(); 3];
     accumulate(
@@ -141,7 +142,7 @@ fn streamed_teacher_statistics_are_the_sum_over_windows() {
     let phases = Phases::new(&g.inv_freq, TOKENS);
     let x = l.attention_input(&g, h.window(0));
     let p = l.attention.project(&g, x.as_ref());
-    let a = &p.weights(&g, &phases)[3];
+    let a = p.rotated(&phases).weights(&g, 3);
     let vo = mul(l.attention.o.subcols(3 * 8, 8), p.value(&g, 3));
     let mean = mul(vo.as_ref(), a.as_ref());
     let mut want = 0.0;
