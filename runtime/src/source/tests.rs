@@ -7,8 +7,8 @@ use neuroconv_format::{
 };
 
 use super::*;
-use crate::Decoder;
 use crate::testing::{Model, dense, spec};
+use crate::{Decoder, TextTokenizer};
 
 /// The record of a tensor that lies at `offset`.
 fn record(id: TensorId, tensor: &Tensor, offset: u64) -> TensorRecord {
@@ -211,4 +211,33 @@ fn paths_without_a_model_get_a_hint() {
         assert!(matches!(error, Error::NotAFolder { .. }));
         assert!(error.hint().unwrap().contains(word));
     }
+}
+
+/// Random weights of any size stand in for real ones where only speed matters.
+#[test]
+fn synthetic_checkpoints_open_with_their_tokenizer_and_run() {
+    use neuroconv_fixtures::synthetic::{self, Shape};
+    let shape = Shape {
+        hidden: 64,
+        ffn: 96,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        vocab: 1500,
+        ..Shape::named("llama-3.2-1b").unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    synthetic::write(&shape, 3, dir.path()).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let tokenizer = TextTokenizer::open(dir.path()).unwrap();
+    let text = "some words, a number 17 and \u{e9}t\u{e9}";
+    let tokens = tokenizer.encode_prompt(text).unwrap();
+    assert!(tokens.len() < text.len() && tokens[0] == 1);
+    assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+    let decoder = Decoder::load(&checkpoint).unwrap();
+    let hidden = decoder.hidden(&tokens, &mut decoder.new_cache()).unwrap();
+    let logits = decoder.logits(&hidden);
+    assert_eq!(logits.len(), tokens.len() * 1500);
+    assert!(logits.iter().all(|l| l.is_finite()));
 }
