@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::mla_args::{CalibrationArgs, MlaArgs};
+
 /// Converts a transformer checkpoint to a smaller one, with the proof that it still works.
 #[derive(Debug, Parser)]
 #[command(name = "neuroconv", version, max_term_width = 100, after_help = crate::exit::HELP)]
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Show the fate of every tensor, without reading a weight
     Plan(PlanArgs),
+    /// Convert attention to multi-head latent attention: a smaller cache
+    Mla(Box<MlaArgs>),
     /// Quantize to 8 bits per weight
     Int8(QuantizeArgs),
     /// Quantize to 4 bits per weight
@@ -66,8 +70,6 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Quantize a small built-in model in three ways and compare the results
     Demo(DemoArgs),
-    /// Convert attention to multi-head latent attention (not in this version)
-    Mla(UnsupportedArgs),
     /// Measure speed against memory bandwidth (not in this version)
     Bench(UnsupportedArgs),
     /// Write forms that other engines load (not in this version)
@@ -103,7 +105,7 @@ pub(crate) struct InspectArgs {
 /// Flags of `plan`.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
-    /// A built-in recipe (int8, int4, ternary, ternary-mixed) or a recipe file
+    /// A built-in recipe (int8, int4, ternary, ternary-mixed, mla) or a recipe file
     pub(crate) recipe: String,
 
     /// A checkpoint folder
@@ -261,6 +263,10 @@ pub(crate) struct RunArgs {
     /// A checkpoint folder [default: the recipe's `run.model`]
     pub(crate) model: Option<PathBuf>,
 
+    /// Which text is learned from, where the recipe learns.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) calibration: CalibrationArgs,
+
     /// What all conversions share.
     #[command(flatten)]
     pub(crate) convert: ConvertArgs,
@@ -384,7 +390,7 @@ fn positive(text: &str) -> Result<f64, String> {
     })
 }
 
-fn non_negative(text: &str) -> Result<f64, String> {
+pub(crate) fn non_negative(text: &str) -> Result<f64, String> {
     finite(text).and_then(|v| {
         if v >= 0.0 {
             Ok(v)
@@ -394,7 +400,7 @@ fn non_negative(text: &str) -> Result<f64, String> {
     })
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     finite(text).and_then(|v| {
         if (0.0..=1.0).contains(&v) {
             Ok(v)

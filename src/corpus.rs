@@ -93,7 +93,7 @@ fn bos(tokenizer: &TextTokenizer) -> anyhow::Result<Option<u32>> {
     })
 }
 
-fn read_text(path: &Path) -> anyhow::Result<String> {
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
     let size = fs_err::metadata(path)?.len();
     if size > MAX_TEXT_BYTES {
         return Err(Misuse::new(

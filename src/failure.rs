@@ -33,7 +33,7 @@ impl Misuse {
 pub(crate) fn unsupported(command: &str) -> anyhow::Error {
     Misuse::new(
         format!("`neuroconv {command}` is not in this version"),
-        "this version has inspect, plan, int8, int4, ternary, run, verify, eval, generate, diff and demo",
+        "this version has inspect, plan, mla, int8, int4, ternary, run, verify, eval, generate, diff and demo",
     )
     .into()
 }
@@ -143,7 +143,12 @@ fn recipe(error: &RecipeError) -> Exit {
         | RecipeError::NothingToSet { .. }
         | RecipeError::UnusedRule { .. }
         | RecipeError::NoSuchLayer { .. }
-        | RecipeError::NotAMatrix { .. } => Exit::Usage,
+        | RecipeError::NotAMatrix { .. }
+        | RecipeError::MlaCacheGrows { .. }
+        | RecipeError::MlaRopeDim { .. }
+        | RecipeError::MlaStockRope { .. }
+        | RecipeError::MlaNoSuchLayer { .. }
+        | RecipeError::MlaNothingLeft => Exit::Usage,
         _ => Exit::Input,
     }
 }

@@ -4,13 +4,16 @@
 //! verification. Contains no arithmetic.
 
 mod args;
+mod calibration;
 mod cmd;
 mod corpus;
 mod demo_model;
 mod exit;
 mod failure;
 mod interrupt;
+mod latent;
 mod machine;
+mod mla_args;
 mod pipeline;
 mod present;
 mod reports;
@@ -76,6 +79,7 @@ fn run(command: Command, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
     match command {
         Command::Inspect(args) => cmd::inspect::run(&args, ui),
         Command::Plan(args) => cmd::plan::run(&args, ui),
+        Command::Mla(args) => cmd::convert::mla(&args, ui),
         Command::Int8(args) => cmd::convert::int8(&args, ui),
         Command::Int4(args) => cmd::convert::int4(&args, ui),
         Command::Ternary(args) => cmd::convert::ternary(&args, ui),
@@ -85,7 +89,6 @@ fn run(command: Command, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
         Command::Generate(args) => cmd::generate::run(&args, seed, ui),
         Command::Diff(args) => cmd::diff::run(&args, ui),
         Command::Demo(args) => cmd::demo::run(&args, ui),
-        Command::Mla(_) => Err(failure::unsupported("mla")),
         Command::Bench(_) => Err(failure::unsupported("bench")),
         Command::Export(_) => Err(failure::unsupported("export")),
         Command::Gate(_) => Err(failure::unsupported("gate")),

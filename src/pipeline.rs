@@ -14,11 +14,15 @@ use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_format::{Manifest, Validate};
 use neuroconv_recipes::{Limits, Recipe};
 use neuroconv_runtime::{Checkpoint, KvCache, PackedModel, Progress, WeightSource};
-use neuroconv_verify::report::{ArtifactRecord, Report, SCHEMA_VERSION, StageRecord, TensorLine};
+use neuroconv_verify::report::{
+    ArtifactRecord, MlaRecord, Report, SCHEMA_VERSION, StageRecord, TensorLine,
+};
 use neuroconv_verify::{Verdict, Verification, VerifyOptions};
 
+use crate::calibration::CalibrationText;
 use crate::corpus::Measurement;
 use crate::exit::Exit;
+use crate::latent::Finished;
 use crate::machine;
 use crate::reports;
 
@@ -35,6 +39,7 @@ pub(crate) struct Job<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) output: &'a Path,
     pub(crate) overwrite: bool,
+    pub(crate) calibration: &'a CalibrationText,
     pub(crate) measurement: &'a Measurement,
     pub(crate) allow_quality_loss: bool,
 }
@@ -66,7 +71,14 @@ pub(crate) fn options(
 pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyhow::Result<Judged> {
     let start = Instant::now();
     let staging = Staging::open(job.output, job.overwrite)?;
-    let staged = neuroconv_convert::execute(job.plan, job.source, staging, progress, &INTERRUPTED)?;
+    let staged = neuroconv_convert::execute(
+        job.plan,
+        job.source,
+        &job.calibration.windows,
+        staging,
+        progress,
+        &INTERRUPTED,
+    )?;
     let convert_s = start.elapsed().as_secs_f64();
     let model = PackedModel::open(&staged.path(), Validate::Full)?;
     let options = options(job.measurement, &job.recipe.limits, job.allow_quality_loss);
@@ -86,14 +98,48 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
             wall_s: convert_s,
         },
     );
-    report
+    report.mla = latent_record(job, &staged, progress)?;
+    let learning = &job.calibration.warnings;
+    let warnings = job
+        .plan
         .warnings
-        .extend(job.plan.warnings.iter().chain(staged.notes()).cloned());
+        .iter()
+        .chain(learning)
+        .chain(staged.notes());
+    report.warnings.extend(warnings.cloned());
     Ok(Judged {
         staged,
         report,
         advice,
     })
+}
+
+/// What the report says of converted attention.
+fn latent_record(
+    job: &Job<'_>,
+    staged: &StagedArtifact,
+    progress: &dyn Progress,
+) -> anyhow::Result<Option<MlaRecord>> {
+    let (Some(layers), Some(recipe)) = (staged.converted(), &job.recipe.mla) else {
+        return Ok(None);
+    };
+    let Some(text) = job.measurement.texts.first() else {
+        return Ok(None);
+    };
+    let finished = Finished {
+        source: job.source,
+        spec: job.plan.spec(),
+        recipe,
+        calibration: &job.calibration.windows,
+        layers,
+        packed: job.plan.tensors.iter().any(|t| t.group.is_some()),
+        text,
+        protocol: job.measurement.protocol,
+        ctx: job.measurement.ctx,
+        max_tokens: job.measurement.max_tokens,
+        progress,
+    };
+    finished.record().map(Some)
 }
 
 /// What would help an artifact that was not passed.
@@ -146,8 +192,8 @@ pub(crate) fn report(
             path: path.display().to_string(),
             size_bytes: manifest.size.weights_bytes,
             bits_per_weight: manifest.size.bits_per_weight,
-            kv_bytes_per_token: KvCache::bytes_per_token(artifact.spec()) as u64,
-            kv_bytes_per_token_source: KvCache::bytes_per_token(base.spec()) as u64,
+            kv_bytes_per_token: KvCache::measured_bytes_per_token(artifact.spec()) as u64,
+            kv_bytes_per_token_source: KvCache::measured_bytes_per_token(base.spec()) as u64,
         },
         corpora,
         metrics,

@@ -366,7 +366,11 @@ fn what_cannot_be_meant_is_a_usage_error() {
         vec!["run", "no-such.toml", model],
         vec!["run", "int5", model],
         vec!["plan", "int4"],
+        vec!["mla", model, "--rank", "many"],
+        vec!["mla", model, "--rank", "32", "--kv-budget", "0.5"],
+        vec!["mla", model, "--mode", "latent", "--rope-dim", "16"],
         vec!["mla", model, "--rank", "512"],
+        vec!["mla", model, "--rank", "32", "--keep-layers", "9"],
         vec!["bench", model],
         vec!["inspect"],
     ] {

@@ -17,6 +17,7 @@ use crate::Error;
 use crate::folder;
 use crate::job::{hash_file, sha256};
 use crate::ours;
+use crate::pass::ConvertedLayers;
 use crate::staging::{Staging, WorkDir, remove_tree, sync_dir};
 
 /// A complete artifact in its staging folder, marked `unverified`.
@@ -27,6 +28,7 @@ pub struct StagedArtifact {
     pub(crate) staging: Staging,
     pub(crate) work: WorkDir,
     pub(crate) manifest: Manifest,
+    pub(crate) layers: Option<ConvertedLayers>,
     pub(crate) weights_sha256: String,
     pub(crate) notes: Vec<String>,
     pub(crate) resumed: usize,
@@ -65,6 +67,11 @@ impl StagedArtifact {
     /// The manifest as staged.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The converted attention in single precision, if any was.
+    pub fn converted(&self) -> Option<&ConvertedLayers> {
+        self.layers.as_ref()
     }
 
     /// SHA-256 of the weights before anything was measured. [`StagedArtifact::emit`] refuses

@@ -21,6 +21,9 @@ pub enum Error {
     /// The source could not be opened.
     #[error(transparent)]
     Runtime(#[from] neuroconv_runtime::Error),
+    /// Attention could not be converted.
+    #[error(transparent)]
+    Mla(#[from] crate::mla::Error),
     /// Reading or writing failed; the message names the path.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -217,6 +220,7 @@ impl Error {
             Error::Format(e) => return e.hint(),
             Error::Recipe(e) => return e.hint(),
             Error::Runtime(e) => return e.hint(),
+            Error::Mla(e) => return e.hint(),
             Error::Quantize { source, .. } => return source.hint(),
             Error::NotAMatrix { .. } => "give this role the scheme `keep` in the recipe",
             Error::NonFinite { .. } => {

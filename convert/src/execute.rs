@@ -16,12 +16,14 @@ use crate::folder;
 use crate::job::{JobId, SourceFiles, hash_file};
 use crate::journal::{Journal, Record};
 use crate::ours;
+use crate::pass::{ConvertedLayers, convert_attention};
 use crate::pipeline::{Pipeline, Task};
 use crate::plan::{Plan, PlannedTensor, REPORTS_BYTES};
 use crate::staging::{Staging, WorkDir, sync_dir};
 use crate::weights::WeightsFile;
 
-/// Carries `plan` out. Quantization runs on the current rayon pool; its size changes no byte.
+/// Carries `plan` out. `calibration` are windows of token ids, equally long, that a conversion of
+/// attention learns from; without any it looks at the weights alone. Quantization runs on the current rayon pool; its size changes no byte.
 ///
 /// A run that was killed, cancelled or hit a full disk goes on where it stopped when it is
 /// started again with the same source, recipe and version. Any other failure removes what was
@@ -29,6 +31,7 @@ use crate::weights::WeightsFile;
 pub fn execute(
     plan: &Plan,
     source: &Checkpoint,
+    calibration: &[Vec<u32>],
     staging: Staging,
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -46,6 +49,7 @@ pub fn execute(
     let run = Run {
         plan,
         source,
+        calibration,
         hashes: &hashes,
         staging: &staging,
         work: &work,
@@ -55,6 +59,7 @@ pub fn execute(
     match run.fill(manifest) {
         Ok(Filled {
             manifest,
+            layers,
             weights_sha256,
             resumed,
         }) => {
@@ -62,6 +67,7 @@ pub fn execute(
                 staging,
                 work,
                 manifest,
+                layers,
                 weights_sha256,
                 notes,
                 resumed,
@@ -87,6 +93,7 @@ pub fn execute(
 struct Run<'a> {
     plan: &'a Plan,
     source: &'a Checkpoint,
+    calibration: &'a [Vec<u32>],
     hashes: &'a SourceFiles,
     staging: &'a Staging,
     work: &'a WorkDir,
@@ -97,6 +104,7 @@ struct Run<'a> {
 /// What comes of it.
 struct Filled {
     manifest: Manifest,
+    layers: Option<ConvertedLayers>,
     weights_sha256: String,
     resumed: usize,
 }
@@ -105,6 +113,7 @@ impl Run<'_> {
     fn fill(&self, mut manifest: Manifest) -> Result<Filled, Error> {
         let artifact = self.work.artifact();
         self.work.clear_except(ours::WEIGHTS)?;
+        let layers = self.convert()?;
         let more = self
             .plan
             .disk_bytes
@@ -112,7 +121,7 @@ impl Run<'_> {
             .max(REPORTS_BYTES);
         let path = artifact.join(ours::WEIGHTS);
         let weights = WeightsFile::open(path.clone(), self.plan.weights_bytes, more)?;
-        let (records, resumed) = self.tensors(&weights)?;
+        let (records, resumed) = self.tensors(&weights, layers.as_ref())?;
         // Last, so that an unfinished file cannot be taken for a finished one.
         weights.write_at(&self.plan.layout.header_bytes(), 0)?;
         weights.sync()?;
@@ -127,13 +136,28 @@ impl Run<'_> {
         self.progress.finish();
         Ok(Filled {
             manifest,
+            layers,
             weights_sha256,
             resumed,
         })
     }
 
+    /// Converts attention where the plan says so.
+    fn convert(&self) -> Result<Option<ConvertedLayers>, Error> {
+        let convert = |recipe| {
+            let (source, spec, dir) = (self.source, &self.plan.spec, self.work.converted());
+            let text = self.calibration;
+            convert_attention(source, spec, recipe, text, &dir, self.progress, self.cancel)
+        };
+        self.plan.mla.as_ref().map(convert).transpose()
+    }
+
     /// Brings every tensor onto the disk; returns their records and how many were there before.
-    fn tensors(&self, weights: &WeightsFile) -> Result<(BTreeMap<String, Record>, usize), Error> {
+    fn tensors(
+        &self,
+        weights: &WeightsFile,
+        converted: Option<&ConvertedLayers>,
+    ) -> Result<(BTreeMap<String, Record>, usize), Error> {
         let (mut journal, found) = Journal::open(&self.work.journal())?;
         let mut done: BTreeMap<String, Record> = found
             .into_iter()
@@ -157,6 +181,7 @@ impl Run<'_> {
         let resumed = done.len();
         let pipeline = Pipeline {
             source: self.source,
+            converted,
             weights,
             sync_bytes: self.staging.sync_bytes,
             progress: self.progress,

@@ -13,7 +13,7 @@
 //! let source = Checkpoint::open(Path::new("model"))?;
 //! let plan = plan(&source, &neuroconv_recipes::builtin("int4")?)?;
 //! let staging = Staging::open(Path::new("out/model-int4"), false)?;
-//! let staged = execute(&plan, &source, staging, &Quiet, &AtomicBool::new(false))?;
+//! let staged = execute(&plan, &source, &[], staging, &Quiet, &AtomicBool::new(false))?;
 //! // … open `staged.path()`, measure, judge, and write down the verdict …
 //! staged.emit(emission, &Quiet)?;
 //! # Ok(())
@@ -30,6 +30,7 @@ mod job;
 mod journal;
 pub mod mla;
 mod ours;
+pub mod pass;
 mod pipeline;
 pub mod plan;
 mod staging;
@@ -39,5 +40,6 @@ pub use card::Card;
 pub use emit::{Emission, StagedArtifact};
 pub use error::Error;
 pub use execute::execute;
+pub use pass::{ConvertedLayers, ConvertedModel, LayerReport, convert_attention};
 pub use plan::{Plan, PlannedSource, PlannedTensor, plan};
 pub use staging::Staging;

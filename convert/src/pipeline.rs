@@ -18,6 +18,7 @@ use neuroconv_runtime::{Checkpoint, Progress};
 use crate::Error;
 use crate::dense;
 use crate::journal::{Journal, Record, Stats};
+use crate::pass::ConvertedLayers;
 use crate::plan::{PlannedTensor, Storage};
 use crate::weights::WeightsFile;
 
@@ -31,6 +32,8 @@ pub(crate) struct Task<'a> {
 /// What a tensor passes through.
 pub(crate) struct Pipeline<'a> {
     pub(crate) source: &'a Checkpoint,
+    /// Where tensors that a conversion makes are read from.
+    pub(crate) converted: Option<&'a ConvertedLayers>,
     pub(crate) weights: &'a WeightsFile,
     pub(crate) sync_bytes: u64,
     pub(crate) progress: &'a dyn Progress,
@@ -85,7 +88,10 @@ impl Pipeline<'_> {
                 break;
             }
             let PlannedTensor { id, source, .. } = task.tensor;
-            let values = self.source.files().read(source)?;
+            let values = match self.converted.filter(|_| task.tensor.converted) {
+                Some(layers) => layers.read(*id)?,
+                None => self.source.files().read(source)?,
+            };
             dense::check_finite(*id, source, &values)?;
             let loaded = match &task.tensor.storage {
                 Storage::Packed { spec, layout } => Loaded::Weights(values.to_f32(), spec, layout),

@@ -3,6 +3,7 @@
 //! Owns the assignment of storage to tensors and the sizes that follow from it. Reads no
 //! weights and writes nothing; any doubt is an error here, before the work begins.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
@@ -13,13 +14,14 @@ use neuroconv_format::writer::{self, SafetensorsLayout};
 use neuroconv_format::{DType, TensorCodec};
 use neuroconv_quant::{QuantizeSpec, choose_group};
 use neuroconv_recipes::{
-    Assignment, KeepDtype, ModelSpec, Recipe, Role, Scheme, Slot, TensorId, Threshold,
+    Assignment, KeepDtype, MlaRecipe, ModelSpec, Recipe, Role, Scheme, TensorId, Threshold,
 };
 use neuroconv_runtime::Checkpoint;
 use serde::Serialize;
 
 use crate::Error;
 use crate::job::relative;
+use crate::pass::changed_layers;
 
 /// The fate of a whole checkpoint.
 #[derive(Clone, Debug, Serialize)]
@@ -43,8 +45,14 @@ pub struct Plan {
     pub peak_memory_bytes: u64,
     /// Free space the conversion needs: weights and copied files.
     pub disk_bytes: u64,
+    /// Numbers that the artifact remembers per token, all layers together.
+    pub cached_numbers: usize,
+    /// The same of the source.
+    pub cached_numbers_source: usize,
     #[serde(skip)]
     pub(crate) spec: ModelSpec,
+    #[serde(skip)]
+    pub(crate) mla: Option<MlaRecipe>,
     #[serde(skip)]
     pub(crate) recipe_toml: String,
     #[serde(skip)]
@@ -52,6 +60,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The description of the model that the artifact will hold.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
     /// Where a tensor lies in the weights file.
     pub(crate) fn range(&self, name: &str) -> Range<u64> {
         self.layout
@@ -82,8 +95,11 @@ pub struct PlannedSource {
 pub struct PlannedTensor {
     /// Name in the artifact.
     pub id: TensorId,
-    /// Name in the checkpoint.
+    /// Name in the checkpoint; of a tensor that a conversion makes, the names of those it is made
+    /// of.
     pub source: String,
+    /// Whether a conversion of attention makes it.
+    pub converted: bool,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
     /// Element type in the checkpoint.
@@ -137,24 +153,23 @@ pub(crate) enum Storage {
 pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
     let files = source.files();
     let resolved = source.resolved();
-    let spec = &resolved.spec;
+    let (spec, notices) = match &recipe.mla {
+        Some(mla) => mla.converted(&resolved.spec)?,
+        None => (resolved.spec.clone(), Vec::new()),
+    };
+    let shapes: BTreeMap<TensorId, Vec<usize>> = spec.tensors().into_iter().collect();
+    let changed: BTreeSet<usize> = changed_layers(&resolved.spec, &spec).collect();
     let mut tensors = Vec::new();
-    for assignment in recipe.assign(spec)? {
-        let slot = resolved
-            .slots
-            .iter()
-            .find(|slot| slot.id == assignment.id)
-            .ok_or(neuroconv_runtime::Error::NoTensor(assignment.id))?;
-        let found = files
-            .info(&slot.source)
-            .ok_or(neuroconv_runtime::Error::NoTensor(assignment.id))?
-            .dtype;
-        let dtype = found.dense().ok_or_else(|| Error::SourceDType {
-            tensor: assignment.id,
-            name: slot.source.clone(),
-            found,
-        })?;
-        tensors.push(plan_tensor(slot, dtype, assignment, spec.tied)?);
+    for assignment in recipe.assign(&spec)? {
+        let id = assignment.id;
+        let origin = match id
+            .layer
+            .filter(|l| id.role.is_mixer() && changed.contains(l))
+        {
+            Some(layer) => Origin::of_mixer(source, layer)?,
+            None => Origin::of_tensor(source, id)?,
+        };
+        tensors.push(plan_tensor(origin, &shapes[&id], assignment, spec.tied)?);
     }
     let layout = SafetensorsLayout::new(tensors.iter().map(entry).collect())?;
     let weights_bytes = layout.file_size();
@@ -168,9 +183,9 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
             id: folder_name(files.path()),
             commit: None,
             arch: spec.arch.clone(),
-            params,
+            params: resolved.spec.parameters(),
             dtype: dtypes(&tensors),
-            bytes: tensors.iter().map(PlannedTensor::source_bytes).sum(),
+            bytes: source_bytes(source),
         },
         recipe: recipe.name.clone(),
         dropped: resolved
@@ -181,12 +196,15 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
                 reason: d.reason.clone(),
             })
             .collect(),
-        warnings: resolved.warnings.clone(),
+        warnings: resolved.warnings.iter().cloned().chain(notices).collect(),
         weights_bytes,
         bits_per_weight: weights_bytes as f64 * 8.0 / params as f64,
         peak_memory_bytes: peak_memory(&tensors),
-        disk_bytes: weights_bytes + side_bytes + REPORTS_BYTES,
-        spec: spec.clone(),
+        disk_bytes: weights_bytes + side_bytes + converted_bytes(&tensors) + REPORTS_BYTES,
+        cached_numbers: cached_numbers(&spec),
+        cached_numbers_source: cached_numbers(&resolved.spec),
+        spec,
+        mla: recipe.mla.clone(),
         recipe_toml: recipe.to_toml(),
         layout,
         tensors,
@@ -196,9 +214,54 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
 /// Room for manifest, recipe, reports, card and journal.
 pub(crate) const REPORTS_BYTES: u64 = 16 << 20;
 
+/// Where a planned tensor comes from.
+struct Origin {
+    /// Its name in the checkpoint, or the names of what it is made of.
+    source: String,
+    dtype: DType,
+    converted: bool,
+}
+
+impl Origin {
+    /// The tensor of the same role.
+    fn of_tensor(source: &Checkpoint, id: TensorId) -> Result<Self, Error> {
+        let slots = &source.resolved().slots;
+        let slot = slots.iter().find(|slot| slot.id == id);
+        let slot = slot.ok_or(neuroconv_runtime::Error::NoTensor(id))?;
+        let info = source.files().info(&slot.source);
+        let found = info.ok_or(neuroconv_runtime::Error::NoTensor(id))?.dtype;
+        let dtype = found.dense().ok_or_else(|| Error::SourceDType {
+            tensor: id,
+            name: slot.source.clone(),
+            found,
+        })?;
+        Ok(Origin {
+            source: slot.source.clone(),
+            dtype,
+            converted: false,
+        })
+    }
+
+    /// All that mixes tokens in `layer`; the element type is that of the queries.
+    fn of_mixer(source: &Checkpoint, layer: usize) -> Result<Self, Error> {
+        let slots = source.resolved().slots.iter();
+        let of_layer = slots.filter(|s| s.id.layer == Some(layer) && s.id.role.is_mixer());
+        let mut names = Vec::new();
+        for slot in of_layer {
+            Origin::of_tensor(source, slot.id)?;
+            names.push(slot.source.as_str());
+        }
+        Ok(Origin {
+            source: names.join(", "),
+            dtype: Origin::of_tensor(source, TensorId::layer(layer, Role::Q))?.dtype,
+            converted: true,
+        })
+    }
+}
+
 fn plan_tensor(
-    slot: &Slot,
-    source_dtype: DType,
+    origin: Origin,
+    shape: &[usize],
     assignment: Assignment,
     tied: bool,
 ) -> Result<PlannedTensor, Error> {
@@ -207,11 +270,11 @@ fn plan_tensor(
         scheme,
         mut reason,
     } = assignment;
-    let (storage, asked) = storage(id, &slot.shape, source_dtype, &scheme)?;
+    let (storage, asked) = storage(id, shape, origin.dtype, &scheme)?;
     if tied && id.role == Role::Embed {
         reason += "; also serves as the head";
     }
-    let elements: u64 = slot.shape.iter().map(|&d| d as u64).product();
+    let elements: u64 = shape.iter().map(|&d| d as u64).product();
     let (codec, group, bytes) = match &storage {
         Storage::Dense(codec) => (*codec, None, elements * codec.dtype().size() as u64),
         Storage::Packed { layout, .. } => (
@@ -223,7 +286,7 @@ fn plan_tensor(
     if let (Some(group), Some(asked)) = (group, asked)
         && group != asked
     {
-        let cols = slot.shape.last().copied().unwrap_or_default();
+        let cols = shape.last().copied().unwrap_or_default();
         let _ = write!(
             reason,
             "; groups of {group} instead of {asked}: padding {cols} columns would cost more"
@@ -231,9 +294,10 @@ fn plan_tensor(
     }
     Ok(PlannedTensor {
         id,
-        source: slot.source.clone(),
-        shape: slot.shape.clone(),
-        source_dtype,
+        source: origin.source,
+        converted: origin.converted,
+        shape: shape.to_vec(),
+        source_dtype: origin.dtype,
         scheme,
         codec,
         group,
@@ -316,6 +380,24 @@ fn peak_memory(tensors: &[PlannedTensor]) -> u64 {
         })
         .max()
         .unwrap_or(0)
+}
+
+/// Bytes of all source tensors that are used.
+fn source_bytes(source: &Checkpoint) -> u64 {
+    let slots = source.resolved().slots.iter();
+    let infos = slots.filter_map(|slot| source.files().info(&slot.source));
+    infos.map(neuroconv_format::TensorInfo::size_bytes).sum()
+}
+
+/// Bytes in which converted tensors wait to be stored.
+fn converted_bytes(tensors: &[PlannedTensor]) -> u64 {
+    let converted = tensors.iter().filter(|t| t.converted);
+    converted.map(|t| t.elements() * 4).sum()
+}
+
+fn cached_numbers(spec: &ModelSpec) -> usize {
+    let layers = spec.layers.iter();
+    layers.map(|layer| layer.mixer.cached_numbers()).sum()
 }
 
 fn dtypes(tensors: &[PlannedTensor]) -> String {

@@ -4,6 +4,7 @@
 //! PARENT/.NAME.neuroconv.lock            held while a run works on NAME
 //! PARENT/.NAME.neuroconv-<job16>/        job16: first 16 hex digits of the job's hash
 //!     journal                            what is finished
+//!     converted/                         converted attention, layer by layer
 //!     artifact/                          becomes PARENT/NAME in one rename
 //! ```
 //!
@@ -213,6 +214,11 @@ impl WorkDir {
 
     pub(crate) fn artifact(&self) -> PathBuf {
         self.path.join("artifact")
+    }
+
+    /// Where converted attention waits to be stored.
+    pub(crate) fn converted(&self) -> PathBuf {
+        self.path.join("converted")
     }
 
     /// Removes everything in the artifact folder but the file `keep`.

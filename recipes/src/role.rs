@@ -174,6 +174,39 @@ impl Role {
         matches!(self, Role::QRope | Role::KvA | Role::KB | Role::VB)
     }
 
+    /// Whether the role belongs to what mixes the tokens of a layer.
+    pub const fn is_mixer(self) -> bool {
+        match self {
+            Role::Q
+            | Role::QBias
+            | Role::QNorm
+            | Role::QRope
+            | Role::K
+            | Role::KBias
+            | Role::KNorm
+            | Role::V
+            | Role::VBias
+            | Role::KvA
+            | Role::KvABias
+            | Role::KB
+            | Role::VB
+            | Role::RopeFreq
+            | Role::O
+            | Role::OBias => true,
+            Role::Embed
+            | Role::Head
+            | Role::FinalNorm
+            | Role::AttnNorm
+            | Role::MlpNorm
+            | Role::Gate
+            | Role::Up
+            | Role::Down
+            | Role::GateBias
+            | Role::UpBias
+            | Role::DownBias => false,
+        }
+    }
+
     /// Whether the role exists once per layer rather than once per model.
     pub const fn is_per_layer(self) -> bool {
         !matches!(self, Role::Embed | Role::Head | Role::FinalNorm)

@@ -110,6 +110,22 @@ impl KvCache {
         floats.sum::<usize>() * size_of::<f32>()
     }
 
+    /// The same, measured: the bytes of a cache that was filled, by the tokens in it.
+    pub fn measured_bytes_per_token(spec: &ModelSpec) -> usize {
+        let mut cache = KvCache::new(spec);
+        for layer in &mut cache.layers {
+            let CacheShape {
+                heads,
+                key_dim,
+                value_dim,
+                ..
+            } = layer.shape;
+            let zeros = |width: usize| vec![0.0; PAGE * heads * width];
+            layer.append(&zeros(key_dim), &zeros(value_dim));
+        }
+        cache.bytes() / PAGE
+    }
+
     /// Forgets all tokens and keeps the memory.
     pub fn clear(&mut self) {
         self.truncate(0);
@@ -293,6 +309,10 @@ mod tests {
         );
         let page_bytes = PAGE * KvCache::bytes_per_token(&spec);
         assert_eq!(KvCache::bytes_per_token(&spec), 2 * 2 * 2 * 8 * 4);
+        assert_eq!(
+            KvCache::measured_bytes_per_token(&spec),
+            KvCache::bytes_per_token(&spec)
+        );
         let mut cache = filled(&spec, &[129]);
         assert_eq!(cache.bytes(), 2 * page_bytes);
         cache.truncate(100);

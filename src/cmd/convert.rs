@@ -2,17 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
+use neuroconv_convert::Plan;
 use neuroconv_recipes::{Limits, Recipe};
 use neuroconv_runtime::{TextTokenizer, WeightSource};
 use neuroconv_verify::report::Report;
-use neuroconv_verify::{CheckStatus, Verdict};
+use neuroconv_verify::{CheckStatus, Verdict, render};
 
 use super::plan;
 use crate::args::{ConvertArgs, LimitArgs, QuantizeArgs, RunArgs, TernaryArgs};
+use crate::calibration::{CalibrationText, calibration};
 use crate::corpus;
 use crate::exit::Exit;
 use crate::failure::Misuse;
 use crate::interrupt;
+use crate::latent::Undecided;
+use crate::mla_args::{CalibrationArgs, MlaArgs};
 use crate::pipeline::{self, Job};
 use crate::present;
 use crate::reports::{self, Forms};
@@ -55,7 +59,24 @@ pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
     })?;
     let output = &mut args.convert.output.output;
     *output = output.take().or(run.output.map(PathBuf::from));
-    convert(&model, recipe, &args.convert, ui)
+    let learning = Some(&args.calibration);
+    convert_learning(&model, recipe, &args.convert, learning, ui)
+}
+
+pub(crate) fn mla(args: &MlaArgs, ui: Ui) -> anyhow::Result<Exit> {
+    let (weights, name) = args.weights.recipe();
+    let mut recipe = neuroconv_recipes::builtin(weights)?;
+    let section = args.section();
+    section.check("command line")?;
+    recipe.mla = Some(section);
+    name.clone_into(&mut recipe.name);
+    convert_learning(
+        &args.model,
+        recipe,
+        &args.convert,
+        Some(&args.calibration),
+        ui,
+    )
 }
 
 /// The limits that the command line sets.
@@ -68,7 +89,18 @@ pub(crate) fn limits(args: &LimitArgs) -> Limits {
     }
 }
 
-fn convert(model: &Path, mut recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyhow::Result<Exit> {
+fn convert(model: &Path, recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyhow::Result<Exit> {
+    convert_learning(model, recipe, args, None, ui)
+}
+
+/// A conversion; `learning` names the text that it learns from, where the recipe asks for it.
+fn convert_learning(
+    model: &Path,
+    mut recipe: Recipe,
+    args: &ConvertArgs,
+    learning: Option<&CalibrationArgs>,
+    ui: Ui,
+) -> anyhow::Result<Exit> {
     recipe.set_limits(limits(&args.limits))?;
     let source = plan::checkpoint(model)?;
     let plan = neuroconv_convert::plan(&source, &recipe)?;
@@ -82,6 +114,56 @@ fn convert(model: &Path, mut recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyh
     };
     let tokenizer = TextTokenizer::open(source.files().path())?;
     let measurement = corpus::measurement(&args.measure, source.spec(), &tokenizer)?;
+    let calibration = match learning.filter(|_| recipe.mla.is_some()) {
+        Some(args) => calibration(args, source.spec(), &tokenizer, &measurement)?,
+        None => CalibrationText::default(),
+    };
+    recipe.calibration.clone_from(&calibration.record);
+    announce(model, &output, &plan, ui);
+    interrupt::watch_resumable();
+    let progress = ui.progress();
+    let undecided = Undecided {
+        source: &source,
+        calibration: &calibration.windows,
+        progress: progress.as_ref(),
+    };
+    let candidates = undecided.candidates(&recipe)?;
+    let forms = Forms::new(&args.report);
+    for (tried, recipe) in candidates.iter().enumerate() {
+        let plan = neuroconv_convert::plan(&source, recipe)?;
+        let job = Job {
+            source: &source,
+            recipe,
+            plan: &plan,
+            output: &output,
+            overwrite: args.output.overwrite,
+            calibration: &calibration,
+            measurement: &measurement,
+            allow_quality_loss: args.limits.allow_quality_loss,
+        };
+        let judged = pipeline::convert_and_judge(&job, progress.as_ref())?;
+        let last = tried + 1 == candidates.len();
+        if !last && judged.report.verdict != Verdict::Pass {
+            ui.note(format!(
+                "{}: refused, trying a larger rank",
+                described(&plan)
+            ));
+            judged.staged.reject()?;
+            continue;
+        }
+        if let Some(dir) = &args.report.report_dir {
+            reports::write(dir, &forms, &judged.report)?;
+        }
+        let advice = judged.advice.clone();
+        let (report, path) = pipeline::settle(judged, &job, &forms, progress.as_ref())?;
+        show(&report, &advice, path.as_deref(), ui)?;
+        return Ok(pipeline::exit(&report));
+    }
+    unreachable!("there is at least one candidate, and the last is settled")
+}
+
+/// Says what is about to happen.
+fn announce(model: &Path, output: &Path, plan: &Plan, ui: Ui) {
     ui.note(format!(
         "{} -> {}: {} parameters, {} -> {}",
         model.display(),
@@ -90,26 +172,17 @@ fn convert(model: &Path, mut recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyh
         present::bytes(plan.source.bytes),
         present::bytes(plan.weights_bytes),
     ));
-    interrupt::watch_resumable();
-    let progress = ui.progress();
-    let job = Job {
-        source: &source,
-        recipe: &recipe,
-        plan: &plan,
-        output: &output,
-        overwrite: args.output.overwrite,
-        measurement: &measurement,
-        allow_quality_loss: args.limits.allow_quality_loss,
-    };
-    let judged = pipeline::convert_and_judge(&job, progress.as_ref())?;
-    let forms = Forms::new(&args.report);
-    if let Some(dir) = &args.report.report_dir {
-        reports::write(dir, &forms, &judged.report)?;
+    if plan.cached_numbers != plan.cached_numbers_source {
+        ui.note(described(plan));
     }
-    let advice = judged.advice.clone();
-    let (report, path) = pipeline::settle(judged, &job, &forms, progress.as_ref())?;
-    show(&report, &advice, path.as_deref(), ui)?;
-    Ok(pipeline::exit(&report))
+}
+
+/// The cache before and after.
+fn described(plan: &Plan) -> String {
+    format!(
+        "cache {} -> {} numbers per token",
+        plan.cached_numbers_source, plan.cached_numbers
+    )
 }
 
 /// `MODEL-RECIPE` in the current folder.
@@ -163,6 +236,7 @@ pub(crate) fn show(
     for (key, value) in rows {
         ui.result(format!("{key:12} {value}"));
     }
+    show_latent(report, ui);
     let checks: Vec<Vec<String>> = report
         .checks
         .iter()
@@ -206,4 +280,27 @@ pub(crate) fn show(
         ui.result(path.display());
     }
     ui.object(report)
+}
+
+/// What became of converted attention.
+fn show_latent(report: &Report, ui: Ui) {
+    let Some(mla) = &report.mla else { return };
+    let a = &report.artifact;
+    ui.result(format!(
+        "{:12} {} -> {} bytes per token ({:+.1} %)",
+        "cache",
+        a.kv_bytes_per_token_source,
+        a.kv_bytes_per_token,
+        100.0 * (a.kv_bytes_per_token as f64 / a.kv_bytes_per_token_source as f64 - 1.0),
+    ));
+    for [step, ppl] in render::latent_steps(report) {
+        ui.result(format!("{:12} {ppl} {step}", ""));
+    }
+    let rows: Vec<Vec<String>> = render::latent_layers(mla)
+        .into_iter()
+        .map(Vec::from)
+        .collect();
+    let numbers: Vec<usize> = (0..render::LATENT_COLUMNS.len()).collect();
+    let table = present::table(&render::LATENT_COLUMNS, &rows, &numbers);
+    ui.result(format!("\n{table}"));
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::plan;
 use crate::args::DemoArgs;
+use crate::calibration::CalibrationText;
 use crate::corpus::{self, Measurement};
 use crate::demo_model;
 use crate::exit::Exit;
@@ -130,6 +131,7 @@ fn one(
         plan: &plan,
         output: &output,
         overwrite: true,
+        calibration: &CalibrationText::default(),
         measurement,
         allow_quality_loss: false,
     };

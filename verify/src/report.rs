@@ -91,16 +91,37 @@ pub struct CorpusRecord {
 /// How attention was changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlaRecord {
-    /// Rank of the shared latent, per layer.
+    /// What the latent stands for: `mla` or `latent`.
+    pub mode: String,
+    /// Whether text was learned from, or the weights alone were looked at.
+    pub calibrated: bool,
+    /// The converted layers; the lists below have one entry for each.
+    pub layers: Vec<usize>,
+    /// Width of the latent.
     pub rank: Vec<usize>,
-    /// Rotated channels.
+    /// Width of the rotated key.
     pub rope_dim: usize,
-    /// Share of the energy that is kept, per layer.
+    /// Share of the weighted variance of keys and values that the rank keeps.
     #[serde(serialize_with = "finite")]
     pub energy: Vec<f64>,
-    /// Perplexity after only the rotation was reduced.
+    /// That share for growing ranks, evenly spread up to the full rank.
+    #[serde(serialize_with = "finite")]
+    pub spectrum: Vec<Vec<f64>>,
+    /// Error of the layer's output on held-out calibration text, relative to its energy.
+    #[serde(serialize_with = "finite")]
+    pub output_error: Vec<Option<f64>>,
+    /// Divergence from the source when this layer alone is converted, in nats per token.
+    #[serde(serialize_with = "finite")]
+    pub kld: Vec<f64>,
+    /// The layer's share of the sum of these divergences.
+    #[serde(serialize_with = "finite")]
+    pub loss_share: Vec<f64>,
+    /// Perplexity with the same rotated key and a latent of full rank.
     #[serde(serialize_with = "finite")]
     pub ppl_partial_rope: Option<f64>,
+    /// Perplexity of the converted model before its weights were quantized, if they were.
+    #[serde(serialize_with = "finite")]
+    pub ppl_converted: Option<f64>,
 }
 
 /// One stored tensor.
@@ -204,9 +225,9 @@ impl Finite for Option<f64> {
     }
 }
 
-impl Finite for Vec<f64> {
+impl<T: Finite> Finite for Vec<T> {
     fn all_finite(&self) -> bool {
-        self.iter().all(|x| x.is_finite())
+        self.iter().all(Finite::all_finite)
     }
 }
 
@@ -253,10 +274,18 @@ mod tests {
             |r| {
                 let energy = vec![0.5, f64::NAN];
                 r.mla = Some(MlaRecord {
+                    mode: "mla".to_owned(),
+                    calibrated: true,
+                    layers: vec![0],
                     rank: vec![8],
-                    rope_dim: 2,
+                    rope_dim: 4,
                     energy,
+                    spectrum: vec![vec![1.0]],
+                    output_error: vec![None],
+                    kld: vec![0.0],
+                    loss_share: vec![1.0],
                     ppl_partial_rope: None,
+                    ppl_converted: None,
                 });
             },
         ];

@@ -59,6 +59,9 @@ pub enum Error {
     /// No balance of keys and values was given to try.
     #[error("no balance of values against keys to try")]
     NoBalance,
+    /// The caller stopped between two layers.
+    #[error("stopped between two layers")]
+    Stopped,
     /// Too little calibration text.
     #[error("calibration needs at least {least} windows, found {found}")]
     FewWindows {
@@ -67,4 +70,30 @@ pub enum Error {
         /// Windows needed.
         least: usize,
     },
+}
+
+impl Error {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Read { source, .. } => source.hint(),
+            Error::SlidingWindow { layer }
+            | Error::NoRotation { layer }
+            | Error::HasLatent { layer } => {
+                Some(format!("keep the layer as it is: --keep-layers {layer}"))
+            }
+            Error::NoConvergence | Error::Decomposition(_) => Some(
+                "the checkpoint or the calibration text is damaged; check it with `eval`"
+                    .to_owned(),
+            ),
+            Error::RopeDim { most, .. } => Some(format!("ask for --rope-dim {most} or less")),
+            Error::StockRopeDim { head_dim, .. } => {
+                Some(format!("ask for --rope-dim {head_dim} or {}", head_dim / 2))
+            }
+            Error::FewWindows { .. } => Some(
+                "name a longer text with --calib, or shorter windows with --calib-ctx".to_owned(),
+            ),
+            Error::NoBalance | Error::Stopped => None,
+        }
+    }
 }

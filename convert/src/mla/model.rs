@@ -3,6 +3,8 @@
 //! Two residual streams are carried through the layers, the teacher's and the student's; one
 //! layer's weights are held at a time.
 
+use std::collections::BTreeMap;
+
 use neuroconv_recipes::{Role, TensorId};
 use neuroconv_runtime::WeightSource;
 
@@ -16,11 +18,13 @@ use super::weight_only::weight_only;
 
 /// Converts the layers on the given windows of calibration text, which must be equally long, and
 /// hands each on as it is done; without windows, by the weights alone. A layer that cannot be
-/// converted is an error unless it is to be kept.
+/// converted is an error unless it is to be kept. Layers that are `known` from an earlier run are
+/// taken as they are and not handed on.
 pub fn convert_model(
     source: &dyn WeightSource,
     windows: &[Vec<u32>],
     options: &Options,
+    known: &BTreeMap<usize, Converted>,
     mut done: impl FnMut(usize, Converted, Diagnostics) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let spec = source.spec();
@@ -30,7 +34,7 @@ pub fn convert_model(
         load::convertible(spec, i)?;
     }
     if windows.is_empty() {
-        for i in 0..spec.layers.len() {
+        for i in (0..spec.layers.len()).filter(|i| !known.contains_key(i)) {
             let (converted, found) = if converts(i) {
                 weight_only(&load::geometry(spec, i)?, &load::layer(source, i)?, options)?
             } else {
@@ -48,7 +52,9 @@ pub fn convert_model(
         let (g, layer) = (load::geometry(spec, i)?, load::layer(source, i)?);
         let mut after = teacher.clone();
         attend_as_source(&g, &layer, &mut after);
-        let (converted, mut found) = if converts(i) {
+        let (converted, mut found) = if let Some(converted) = known.get(&i) {
+            (converted.clone(), Diagnostics::default())
+        } else if converts(i) {
             let streams = Streams {
                 teacher: &teacher,
                 teacher_after: &after,
@@ -62,8 +68,10 @@ pub fn convert_model(
         teacher = after;
         feed_forward(&g, &layer, &mut teacher);
         feed_forward(&g, &layer, &mut student);
-        found.drift = student.relative_error(&teacher);
-        done(i, converted, found)?;
+        if !known.contains_key(&i) {
+            found.drift = student.relative_error(&teacher);
+            done(i, converted, found)?;
+        }
     }
     Ok(())
 }

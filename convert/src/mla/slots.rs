@@ -205,11 +205,12 @@ fn residual_maps(g: &Geometry, slots: &[Slot]) -> Vec<Mat<c64>> {
 }
 
 impl Split {
-    /// Radians per position of each slot.
+    /// Radians per position of each slot, rounded to what will be stored, so that everything fitted
+    /// on top is fitted to it.
     pub fn inv_freq(&self, g: &Geometry) -> Vec<f64> {
         self.slots
             .iter()
-            .map(|slot| g.inv_freq[slot.pair])
+            .map(|slot| f64::from(g.inv_freq[slot.pair] as f32))
             .collect()
     }
 

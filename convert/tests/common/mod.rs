@@ -112,7 +112,14 @@ pub(crate) fn stage(
     cancel: &AtomicBool,
 ) -> Result<StagedArtifact, Error> {
     let source = Checkpoint::open(source)?;
-    execute(&plan(&source, recipe)?, &source, staging, progress, cancel)
+    execute(
+        &plan(&source, recipe)?,
+        &source,
+        &[],
+        staging,
+        progress,
+        cancel,
+    )
 }
 
 /// What a gate that is content would hand over.

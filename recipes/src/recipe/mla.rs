@@ -46,6 +46,10 @@ pub struct MlaRecipe {
     /// Whether a cache larger than the source's is accepted.
     #[serde(default)]
     pub allow_growth: bool,
+    /// Whether the latent is as wide as it can be, whatever rank or budget say: a measurement, not
+    /// something to ask for.
+    #[serde(skip)]
+    pub full_rank: bool,
 }
 
 fn retain_variance() -> f64 {
@@ -108,6 +112,7 @@ impl Default for MlaRecipe {
             max_layers_kld: None,
             stock_rope: false,
             allow_growth: false,
+            full_rank: false,
         }
     }
 }
@@ -181,6 +186,15 @@ impl MlaRecipe {
         Ok((spec, notices))
     }
 
+    /// The same conversion with a latent of full rank.
+    #[must_use]
+    pub fn at_full_rank(&self) -> MlaRecipe {
+        MlaRecipe {
+            full_rank: true,
+            ..self.clone()
+        }
+    }
+
     /// What becomes of one layer.
     fn mixer(&self, layer: usize, a: &AttentionSpec) -> Result<(Mixer, Option<String>), Error> {
         let keys = a.kv_heads * a.head_dim;
@@ -211,6 +225,9 @@ impl MlaRecipe {
             });
         }
         let most = source - rope_dim;
+        if self.full_rank {
+            return Ok((self.built(a, most, rope_dim), None));
+        }
         let rank = asked.unwrap_or_else(|| budget.saturating_sub(rope_dim).max(1));
         if rank + rope_dim >= source && !self.allow_growth {
             return Err(Error::MlaCacheGrows {

@@ -208,6 +208,7 @@ mod tests {
                     max_layers_kld,
                     stock_rope: mla && flag,
                     allow_growth: flag,
+                    full_rank: false,
                 }
             })
     }

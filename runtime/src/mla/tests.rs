@@ -300,6 +300,7 @@ fn one_pass_and_many_agree_and_the_cache_is_as_small_as_promised() {
             let numbers = mixer.cached_numbers() + 18;
             assert_eq!(cache.bytes(), 256 * numbers * 4);
             assert_eq!(KvCache::bytes_per_token(&model.spec), numbers * 4);
+            assert_eq!(KvCache::measured_bytes_per_token(&model.spec), numbers * 4);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::{LATENT_COLUMNS, latent_layers, latent_steps};
 use super::{count, headline, limit, observed, outcome, printable, rows};
 use crate::report::Report;
 
@@ -47,10 +48,37 @@ fn write_markdown(report: &Report) -> Result<String, std::fmt::Error> {
             code(&corpus.protocol),
         )?;
     }
+    attention(&mut out, report)?;
     for warning in &report.warnings {
         writeln!(out, "\n> {}", text(warning))?;
     }
     Ok(out)
+}
+
+/// What became of converted attention.
+fn attention(out: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(mla) = &report.mla else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "\n### Latent attention\n\n| step | perplexity |\n|:--|--:|"
+    )?;
+    for [step, ppl] in latent_steps(report) {
+        writeln!(out, "| {step} | {ppl} |")?;
+    }
+    let line = "--:|".repeat(LATENT_COLUMNS.len());
+    writeln!(out, "\n| {} |\n|{line}", LATENT_COLUMNS.join(" | "))?;
+    for row in latent_layers(mla) {
+        writeln!(out, "| {} |", row.join(" | "))?;
+    }
+    if !mla.calibrated {
+        writeln!(
+            out,
+            "\nConverted from the weights alone, without calibration text."
+        )?;
+    }
+    Ok(())
 }
 
 /// Text in which nothing is markup.

@@ -5,11 +5,13 @@
 
 mod html;
 mod junit;
+mod latent;
 mod markdown;
 mod plots;
 
 pub use html::render_html;
 pub use junit::render_junit;
+pub use latent::{LATENT_COLUMNS, latent_layers, latent_steps};
 pub use markdown::render_markdown;
 
 use crate::gate::{Check, CheckStatus, Verdict};
@@ -135,6 +137,11 @@ fn rows(report: &Report) -> Vec<[String; 3]> {
             "bits per weight".into(),
             none(),
             number(artifact.bits_per_weight),
+        ],
+        [
+            "cache bytes per token".into(),
+            count(artifact.kv_bytes_per_token_source),
+            count(artifact.kv_bytes_per_token),
         ],
         [
             "perplexity (95 %)".into(),

@@ -1,0 +1,133 @@
+//! Which text a conversion learns from: a file the user names, the built-in one, or none.
+
+use std::path::Path;
+
+use neuroconv_recipes::{Calibration, ModelSpec};
+use neuroconv_runtime::TextTokenizer;
+use neuroconv_verify::EvalText;
+
+use crate::corpus::{Measurement, read_text, tokenize};
+use crate::failure::Misuse;
+use crate::mla_args::CalibrationArgs;
+
+/// The calibration text used where none is named: English prose written for this program.
+const BUILT_IN: &str = include_str!("../fixtures/texts/english-calib.txt");
+
+/// Tokens below which a conversion learns the text rather than the language.
+const ENOUGH_TOKENS: usize = 16_384;
+
+/// What a conversion learns from.
+#[derive(Debug, Default)]
+pub(crate) struct CalibrationText {
+    /// How a recipe records it; `None` where nothing is learned from text.
+    pub(crate) record: Option<Calibration>,
+    /// Windows of equal length, evenly spread over the text.
+    pub(crate) windows: Vec<Vec<u32>>,
+    /// What the user should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Reads, tokenizes and cuts the text that `args` names. It must not be one of those that are
+/// measured on.
+pub(crate) fn calibration(
+    args: &CalibrationArgs,
+    spec: &ModelSpec,
+    tokenizer: &TextTokenizer,
+    measurement: &Measurement,
+) -> anyhow::Result<CalibrationText> {
+    if args.calib.as_deref() == Some(Path::new("none")) {
+        let warning = "no calibration text: only the weights are looked at, which costs much \
+                       quality; name a text with --calib";
+        return Ok(CalibrationText {
+            warnings: vec![warning.to_owned()],
+            ..CalibrationText::default()
+        });
+    }
+    let ctx = match args.calib_ctx {
+        Some(ctx) if ctx as usize > spec.max_positions => {
+            return Err(Misuse::new(
+                format!(
+                    "--calib-ctx {ctx} is longer than the model's {} positions",
+                    spec.max_positions
+                ),
+                format!("ask for --calib-ctx {} or less", spec.max_positions),
+            )
+            .into());
+        }
+        Some(ctx) => ctx as usize,
+        None => measurement.ctx,
+    };
+    let text = match &args.calib {
+        Some(path) => {
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            tokenize(&name.to_string_lossy(), &read_text(path)?, tokenizer)?
+        }
+        None => tokenize("built-in English", BUILT_IN, tokenizer)?,
+    };
+    if let Some(same) = measurement.texts.iter().find(|t| t.sha256 == text.sha256) {
+        return Err(Misuse::new(
+            format!("`{}` is both learned from and measured on", same.name),
+            "name different texts with --calib and --text",
+        )
+        .into());
+    }
+    let most = usize::try_from(args.calib_tokens).unwrap_or(usize::MAX);
+    let windows = spread(&text, ctx, most);
+    if windows.len() < 2 {
+        return Err(Misuse::new(
+            format!(
+                "`{}` has {} tokens, but calibration needs two windows of {ctx}",
+                text.name,
+                text.tokens.len()
+            ),
+            "name a longer text with --calib, or shorter windows with --calib-ctx",
+        )
+        .into());
+    }
+    let tokens = windows.len() * ctx;
+    let few = tokens < ENOUGH_TOKENS;
+    let warnings = few.then(|| {
+        format!(
+            "calibrated on {tokens} tokens of `{}` only: {ENOUGH_TOKENS} or more of text like what \
+             the model will read give a better model (--calib)",
+            text.name
+        )
+    });
+    Ok(CalibrationText {
+        record: Some(Calibration {
+            text: text.name,
+            sha256: text.sha256,
+            tokens,
+            ctx,
+        }),
+        windows,
+        warnings: warnings.into_iter().collect(),
+    })
+}
+
+/// As many windows of `ctx` tokens as `most` tokens allow, evenly spread over the text.
+fn spread(text: &EvalText, ctx: usize, most: usize) -> Vec<Vec<u32>> {
+    let all: Vec<&[u32]> = text.tokens.chunks_exact(ctx).collect();
+    let count = (most / ctx).min(all.len());
+    (0..count)
+        .map(|i| all[i * all.len() / count].to_vec())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_spread_over_the_whole_text() {
+        let text = EvalText::new("t", "t", (0..100).collect(), None);
+        let firsts = |ctx, most| -> Vec<u32> {
+            let windows = spread(&text, ctx, most);
+            assert!(windows.iter().all(|w| w.len() == ctx));
+            windows.iter().map(|w| w[0]).collect()
+        };
+        assert_eq!(firsts(10, 30), [0, 30, 60]);
+        assert_eq!(firsts(30, 1000), [0, 30, 60]);
+        assert!(firsts(30, 29).is_empty() && firsts(200, 1000).is_empty());
+    }
+}
