@@ -5,6 +5,8 @@
 use faer::{Mat, MatMut, MatRef};
 use rayon::prelude::*;
 
+use super::attention::{dot, slice};
+
 /// `width` numbers for every token of every window.
 #[derive(Clone, Debug)]
 pub struct Activations {
@@ -89,12 +91,7 @@ impl Activations {
 pub fn rms_norm(x_dt: MatRef<'_, f32>, gain: &[f32], eps: f64) -> Mat<f32> {
     let mut y_dt = x_dt.to_owned();
     for t in 0..y_dt.ncols() {
-        let column = y_dt.col_as_slice_mut(t);
-        let square: f64 = column.iter().map(|&v| f64::from(v).powi(2)).sum();
-        let scale = (1.0 / (square / column.len() as f64 + eps).sqrt()) as f32;
-        for (value, gain) in column.iter_mut().zip(gain) {
-            *value *= scale * gain;
-        }
+        norm(y_dt.col_as_slice_mut(t), gain, eps);
     }
     y_dt
 }
@@ -102,13 +99,17 @@ pub fn rms_norm(x_dt: MatRef<'_, f32>, gain: &[f32], eps: f64) -> Mat<f32> {
 /// [`rms_norm`] of every head of every column in place; a head is as wide as `gain`.
 pub fn norm_heads(mut x: MatMut<'_, f32>, gain: &[f32], eps: f64) {
     for t in 0..x.ncols() {
-        for head in super::attention::slice(x.as_mut(), t).chunks_exact_mut(gain.len()) {
-            let square: f64 = head.iter().map(|&v| f64::from(v).powi(2)).sum();
-            let scale = (1.0 / (square / head.len() as f64 + eps).sqrt()) as f32;
-            for (value, gain) in head.iter_mut().zip(gain) {
-                *value *= scale * gain;
-            }
+        for head in slice(x.as_mut(), t).chunks_exact_mut(gain.len()) {
+            norm(head, gain, eps);
         }
+    }
+}
+
+fn norm(values: &mut [f32], gain: &[f32], eps: f64) {
+    let square = f64::from(dot(values, values));
+    let scale = (1.0 / (square / values.len() as f64 + eps).sqrt()) as f32;
+    for (value, gain) in values.iter_mut().zip(gain) {
+        *value *= scale * gain;
     }
 }
 

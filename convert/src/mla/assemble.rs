@@ -281,6 +281,7 @@ pub fn with_rebuilt(
     }
 }
 
-fn small(values: &[f64]) -> Vec<f32> {
+/// `values` in single precision.
+pub fn small(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&v| v as f32).collect()
 }

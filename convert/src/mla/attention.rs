@@ -27,7 +27,7 @@ pub fn causal_softmax(mut scores_st: MatMut<'_, f32>, first: usize, window: Opti
         for value in &mut *seen {
             *value = exp(*value - most);
         }
-        let scale = 1.0 / sum(seen);
+        let scale = 1.0 / sum_of(seen, |value| value);
         for value in seen {
             *value *= scale;
         }
@@ -40,8 +40,7 @@ pub fn causal_log_softmax(mut scores_st: MatMut<'_, f32>, first: usize) {
         let (seen, ahead) = slice(scores_st.as_mut(), t).split_at_mut(first + t + 1);
         ahead.fill(f32::NEG_INFINITY);
         let most = largest(seen);
-        let total: f32 = seen.iter().map(|&value| exp(value - most)).sum();
-        let norm = most + total.ln();
+        let norm = most + sum_of(seen, |value| exp(value - most)).ln();
         for value in seen {
             *value -= norm;
         }
@@ -129,14 +128,14 @@ pub fn exp(x: f32) -> f32 {
 /// Partial sums side by side: fixed, so that a sum never depends on the machine.
 const LANES: usize = 16;
 
-/// The sum of `values`.
-pub fn sum(values: &[f32]) -> f32 {
+/// The sum of `f` over `values`.
+fn sum_of(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = values.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
     for chunk in chunks {
-        (0..LANES).for_each(|i| lanes[i] += chunk[i]);
+        (0..LANES).for_each(|i| lanes[i] += f(chunk[i]));
     }
-    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
+    lanes.iter().sum::<f32>() + rest.iter().map(|&value| f(value)).sum::<f32>()
 }
 
 /// `Σ a b`.

@@ -7,17 +7,17 @@ use faer::Mat;
 use super::activations::{Activations, blocks, gather};
 use super::assemble;
 use super::error::Error;
-use super::linalg::{par_mul, wide};
+use super::linalg::{narrow, par_affine, par_mul, wide};
 use super::moments::{Affine, Moments};
 use super::options::{Converted, Diagnostics, Mode, Options};
 use super::reduce::{Metric, Reduced, ReducedRank, value_metric};
-use super::refit::Refit;
+use super::refit::{Agreed, Refit};
 use super::remix::mixing;
 use super::score_ls::ScoreProblem;
 use super::slots::{SplitRule, split};
 use super::source::{Geometry, SourceLayer};
 use super::streams::Streams;
-use super::student::Student;
+use super::student::{Side, Student};
 use super::teacher::{TeacherStats, residual_fits};
 
 /// Every eighth window decides between alternatives; the others fit them.
@@ -48,7 +48,7 @@ struct Layer<'a> {
     /// Windows of `stats`.
     sample: Vec<usize>,
     stats: TeacherStats,
-    /// Of the student's normed input, with the teacher's.
+    /// Of the student's normed input, with what the teacher's has on top.
     inputs: Moments,
     /// The teacher's unscaled queries, keys and values from the student's input.
     qkv: Affine,
@@ -81,8 +81,8 @@ impl<'a> Layer<'a> {
             (0..windows).partition(|w| w % every == every - 1);
         let sample = spread_over(&train, options.attention_windows);
         let stats = TeacherStats::gather(g, source, streams.teacher, &sample);
-        let inputs = input_moments(g, source, streams);
-        let qkv = teacher_projection(source, &inputs, options)?;
+        let inputs = input_moments(g, source, streams, &train);
+        let qkv = teacher_projection(g, source, streams, &inputs, (options, &held_out))?;
         Ok(Layer {
             g,
             source,
@@ -170,9 +170,8 @@ impl<'a> Layer<'a> {
             };
         }
         let student = self.streams.student;
-        let all: Vec<usize> = (0..student.windows()).collect();
         let mut moments = Moments::zeros(2 * n, 0);
-        for block in blocks(&all) {
+        for block in blocks(&self.train) {
             let z = gather(2 * n, student.window_len(), block, |w| {
                 let x_dt = self.source.attention_input(g, student.window(w));
                 encoder.encoded(x_dt.as_ref())
@@ -237,7 +236,12 @@ impl<'a> Layer<'a> {
         };
         if !options.score_fits.is_empty() {
             let problem = self.score_problem();
+            // Too few tokens for as many unknowns per output would only fit their noise.
+            let few = self.train.len() * self.streams.student.window_len() < 2 * g.hidden;
             for &(side, steps) in &options.score_fits {
+                if side == Side::Query && few {
+                    continue;
+                }
                 found.score_fits.push(problem.fit(&mut layer, side, steps)?);
             }
         }
@@ -278,40 +282,72 @@ fn spread_over(windows: &[usize], count: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Moments of the student's input and the teacher's.
-fn input_moments(g: &Geometry, source: &SourceLayer, streams: &Streams<'_>) -> Moments {
-    let all: Vec<usize> = (0..streams.student.windows()).collect();
-    let len = streams.student.window_len();
+/// The student's input and what the teacher's has on top, side by side for several windows.
+fn inputs_of(
+    g: &Geometry,
+    source: &SourceLayer,
+    streams: &Streams<'_>,
+    block: &[usize],
+) -> (Mat<f32>, Mat<f32>) {
+    let input = |h: &Activations| {
+        gather(g.hidden, h.window_len(), block, |w| {
+            source.attention_input(g, h.window(w))
+        })
+    };
+    let (student, teacher) = (input(streams.student), input(streams.teacher));
+    let more = &teacher - &student;
+    (student, more)
+}
+
+/// Moments of both over the given windows.
+fn input_moments(
+    g: &Geometry,
+    source: &SourceLayer,
+    streams: &Streams<'_>,
+    windows: &[usize],
+) -> Moments {
     let mut moments = Moments::zeros(g.hidden, g.hidden);
-    for block in blocks(&all) {
-        let input = |h: &Activations| {
-            gather(g.hidden, len, block, |w| {
-                source.attention_input(g, h.window(w))
-            })
-        };
-        let (student, teacher) = (input(streams.student), input(streams.teacher));
-        moments.add_block(student.as_ref(), teacher.as_ref());
+    for block in blocks(windows) {
+        let (student, more) = inputs_of(g, source, streams, block);
+        moments.add_block(student.as_ref(), more.as_ref());
     }
     moments
 }
 
-/// The teacher's queries, keys and values as an affine map of the student's input.
+/// The teacher's queries, keys and values as an affine map of the student's input: the regression on
+/// it as far as held-out windows agree.
 fn teacher_projection(
+    g: &Geometry,
     source: &SourceLayer,
+    streams: &Streams<'_>,
     inputs: &Moments,
-    options: &Options,
+    (options, held_out): (&Options, &[usize]),
 ) -> Result<Affine, Error> {
-    let plain = assemble::plain_projection(source);
+    let mut projection = assemble::plain_projection(source);
     // The same input needs no regression.
-    if !options.refit_input || inputs.xx == inputs.yx {
-        return Ok(plain);
+    let same = inputs.yx == Mat::<f64>::zeros(g.hidden, g.hidden);
+    if !options.refit_input || same {
+        return Ok(projection);
     }
-    let d = inputs.x.len();
-    let input = inputs.ridge(Mat::identity(d, d).as_ref(), options.ridge)?;
-    let weight = par_mul(
-        wide(source.attention.qkv.as_ref()).as_ref(),
-        input.weight.as_ref(),
+    let change = inputs.ridge(options.ridge)?;
+    let (weight, bias) = (
+        narrow(change.weight.as_ref()),
+        assemble::small(&change.bias),
     );
-    let bias = plain.at(&input.bias);
-    Ok(Affine { weight, bias })
+    let mut agreed = Agreed::default();
+    for block in blocks(held_out) {
+        let (student, more) = inputs_of(g, source, streams, block);
+        let moved = par_affine(weight.as_ref(), &bias, student.as_ref());
+        agreed.add(moved.as_ref(), more.as_ref());
+    }
+    let linear = Affine {
+        weight: projection.weight.clone(),
+        bias: vec![0.0; projection.bias.len()],
+    };
+    let moved = Affine {
+        weight: wide(par_mul(source.attention.qkv.as_ref(), weight.as_ref()).as_ref()),
+        bias: linear.at(&change.bias),
+    };
+    projection.add_scaled(&moved, agreed.share());
+    Ok(projection)
 }

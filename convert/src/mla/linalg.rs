@@ -51,11 +51,22 @@ pub fn par_mul<T: ComplexField + Send + Sync>(a: MatRef<'_, T>, b: MatRef<'_, T>
 /// `w x + bias`, the bias added to every column.
 pub fn affine(w: MatRef<'_, f32>, bias: &[f32], x_it: MatRef<'_, f32>) -> Mat<f32> {
     let mut y_ot = mul(w, x_it);
+    add_bias(&mut y_ot, bias);
+    y_ot
+}
+
+fn add_bias(y_ot: &mut Mat<f32>, bias: &[f32]) {
     for t in 0..y_ot.ncols() {
         for (y, b) in y_ot.col_as_slice_mut(t).iter_mut().zip(bias) {
             *y += b;
         }
     }
+}
+
+/// [`affine`] with panels of the tokens in parallel.
+pub fn par_affine(w: MatRef<'_, f32>, bias: &[f32], x_it: MatRef<'_, f32>) -> Mat<f32> {
+    let mut y_ot = par_mul(w, x_it);
+    add_bias(&mut y_ot, bias);
     y_ot
 }
 
@@ -66,12 +77,30 @@ pub fn column(values: &[f32]) -> MatRef<'_, f32> {
 
 /// `a` in double precision.
 pub fn wide(a: MatRef<'_, f32>) -> Mat<f64> {
-    Mat::from_fn(a.nrows(), a.ncols(), |i, j| f64::from(a[(i, j)]))
+    each(a, f64::from)
 }
 
 /// `a` in single precision.
 pub fn narrow(a: MatRef<'_, f64>) -> Mat<f32> {
-    Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] as f32)
+    each(a, |value| value as f32)
+}
+
+fn each<T: ComplexField + Copy, U: ComplexField>(a: MatRef<'_, T>, f: impl Fn(T) -> U) -> Mat<U> {
+    let mut out = Mat::zeros(a.nrows(), a.ncols());
+    for j in 0..a.ncols() {
+        let to = out.col_as_slice_mut(j);
+        match a.col(j).try_as_col_major() {
+            Some(from) => to
+                .iter_mut()
+                .zip(from.as_slice())
+                .for_each(|(to, &from)| *to = f(from)),
+            None => to
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, to)| *to = f(a[(i, j)])),
+        }
+    }
+    out
 }
 
 /// Eigenvalues of a symmetric matrix, largest first, and their vectors as columns.

@@ -4,7 +4,7 @@ use faer::{Mat, MatMut, MatRef};
 use rayon::prelude::*;
 
 use super::error::Error;
-use super::linalg::{damped, mul, par_mul, set_mul, solve_spd};
+use super::linalg::{damped, mul, set_mul, solve_spd};
 
 /// Sums over tokens of an input `x` and a target `y`; products of blocks in single precision, sums
 /// in double.
@@ -20,8 +20,6 @@ pub struct Moments {
     pub xx: Mat<f64>,
     /// `Σ y xᵀ`, `[out, in]`.
     pub yx: Mat<f64>,
-    /// `Σ |y|²`.
-    pub yy: f64,
 }
 
 /// An affine map fitted to moments.
@@ -45,37 +43,22 @@ impl Moments {
             y: vec![0.0; outputs],
             xx: Mat::zeros(inputs, inputs),
             yx: Mat::zeros(outputs, inputs),
-            yy: 0.0,
         }
     }
 
     /// Adds a block of tokens, one per column.
     pub fn add_block(&mut self, x_it: MatRef<'_, f32>, y_ot: MatRef<'_, f32>) {
         self.tokens += x_it.ncols() as f64;
-        for t in 0..x_it.ncols() {
-            let column = x_it.col(t);
-            self.x
-                .iter_mut()
-                .enumerate()
-                .for_each(|(i, sum)| *sum += f64::from(column[i]));
-            let column = y_ot.col(t);
-            for (i, sum) in self.y.iter_mut().enumerate() {
-                *sum += f64::from(column[i]);
-                self.yy += f64::from(column[i]).powi(2);
+        for (sum, block) in [(&mut self.x, x_it), (&mut self.y, y_ot)] {
+            for t in 0..block.ncols() {
+                let column = block.col(t);
+                sum.iter_mut()
+                    .enumerate()
+                    .for_each(|(i, sum)| *sum += f64::from(column[i]));
             }
         }
         add_outer(self.xx.as_mut(), x_it, x_it);
         add_outer(self.yx.as_mut(), y_ot, x_it);
-    }
-
-    /// Adds the sums of other tokens.
-    pub fn add(&mut self, other: &Moments) {
-        self.tokens += other.tokens;
-        self.x.iter_mut().zip(&other.x).for_each(|(a, b)| *a += b);
-        self.y.iter_mut().zip(&other.y).for_each(|(a, b)| *a += b);
-        self.xx += &other.xx;
-        self.yx += &other.yx;
-        self.yy += other.yy;
     }
 
     /// The mean of `x`.
@@ -93,13 +76,13 @@ impl Moments {
         centred(&self.xx, &self.x, &self.x, self.tokens)
     }
 
-    /// `argmin Σ |y - W x - b|² + ridge · (mean variance of x) · tokens · |W - prior|²`.
-    pub fn ridge(&self, prior: MatRef<'_, f64>, ridge: f64) -> Result<Affine, Error> {
-        let xx = self.x_covariance();
+    /// `argmin Σ |y - W x - b|² + ridge · (mean variance of x) · tokens · |W|²`.
+    pub fn ridge(&self, ridge: f64) -> Result<Affine, Error> {
         let yx = centred(&self.yx, &self.y, &self.x, self.tokens);
-        let rest = &yx - par_mul(prior, xx.as_ref());
-        let change = solve_spd(damped(xx.as_ref(), ridge).as_ref(), rest.transpose())?;
-        let weight = prior + change.transpose();
+        let damped = damped(self.x_covariance().as_ref(), ridge);
+        let weight = solve_spd(damped.as_ref(), yx.transpose())?
+            .transpose()
+            .to_owned();
         let bias = self.bias(&weight);
         Ok(Affine { weight, bias })
     }
@@ -109,28 +92,6 @@ impl Moments {
         let (x, y) = (self.x_mean(), self.y_mean());
         let out = |o: usize| y[o] - (0..x.len()).map(|i| weight[(o, i)] * x[i]).sum::<f64>();
         (0..y.len()).map(out).collect()
-    }
-
-    /// `Σ |y - W x - b|² / Σ |y|²`.
-    pub fn relative_error(&self, map: &Affine) -> f64 {
-        // |y|² - 2 y·(Wx + b) + |Wx + b|², from the sums alone.
-        let wxx = mul(map.weight.as_ref(), self.xx.as_ref());
-        let mut error = self.yy;
-        for o in 0..self.y.len() {
-            let b = map.bias[o];
-            let mut wx = 0.0;
-            for i in 0..self.x.len() {
-                let w = map.weight[(o, i)];
-                error += w * (wxx[(o, i)] - 2.0 * self.yx[(o, i)]);
-                wx += w * self.x[i];
-            }
-            error += b * (2.0 * wx - 2.0 * self.y[o] + self.tokens * b);
-        }
-        if self.yy > 0.0 {
-            error.max(0.0) / self.yy
-        } else {
-            0.0
-        }
     }
 }
 
@@ -143,9 +104,12 @@ pub(super) fn add_outer(sum: MatMut<'_, f64>, a_it: MatRef<'_, f32>, b_jt: MatRe
             let mut product = Mat::zeros(a_it.nrows(), sum.ncols());
             set_mul(product.as_mut(), a_it, b.transpose());
             for j in 0..sum.ncols() {
-                for i in 0..sum.nrows() {
-                    sum[(i, j)] += f64::from(product[(i, j)]);
-                }
+                let column = sum.as_mut().col_mut(j).try_as_col_major_mut();
+                let to = column.expect("columns are contiguous").as_slice_mut();
+                let from = product.col_as_slice(j);
+                to.iter_mut()
+                    .zip(from)
+                    .for_each(|(to, from)| *to += f64::from(*from));
             }
         });
 }
@@ -169,6 +133,15 @@ impl Affine {
             weight: mul(after, self.weight.as_ref()),
             bias: plain.at(&self.bias),
         }
+    }
+
+    /// `self += scale · other`.
+    pub fn add_scaled(&mut self, other: &Affine, scale: f64) {
+        self.weight += faer::Scale(scale) * &other.weight;
+        self.bias
+            .iter_mut()
+            .zip(&other.bias)
+            .for_each(|(a, b)| *a += scale * b);
     }
 
     /// The value at `x`.

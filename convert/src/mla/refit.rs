@@ -1,10 +1,11 @@
 //! The output projection, refitted to what the student's residual stream lacks.
 
-use faer::Mat;
+use faer::{Mat, MatRef};
 
 use super::activations::{blocks, gather};
+use super::assemble::small;
 use super::error::Error;
-use super::linalg::{narrow, wide};
+use super::linalg::{affine, narrow, par_affine};
 use super::moments::{Affine, Moments};
 use super::options::Options;
 use super::rotary::Phases;
@@ -33,68 +34,139 @@ pub struct Refit<'a> {
 impl Refit<'_> {
     /// Gives `layer` the source's projection; returns its error on the held-out windows.
     pub fn keep<S: Student>(&self, layer: &mut S) -> f64 {
-        self.give(layer, &self.plain)
+        give(layer, &self.plain);
+        let (mut energy, mut error) = (0.0, 0.0);
+        self.visit(layer, self.held_out, |block| {
+            error += square(block.rest());
+            energy += square(block.lacking());
+        });
+        error / f64::max(energy, f64::MIN_POSITIVE)
     }
 
-    /// Fits the projection; returns its error on the held-out windows.
+    /// Fits the projection to the training windows, as far as the held-out ones agree; returns its
+    /// error on these.
     pub fn fit<S: Student>(&self, layer: &mut S) -> Result<f64, Error> {
         if !self.options.refit_output {
             return Ok(self.keep(layer));
         }
-        let moments = self.moments(layer, self.train);
-        let prior = wide(self.source.attention.o.as_ref());
-        Ok(self.give(layer, &moments.ridge(prior.as_ref(), self.options.ridge)?))
+        give(layer, &self.plain);
+        let mut moments = Moments::zeros(layer.heads() * layer.value_width(), self.g.hidden);
+        self.visit(layer, self.train, |block| {
+            moments.add_block(block.mixed(), block.rest());
+        });
+        let change = moments.ridge(self.options.ridge)?;
+        drop(moments);
+        let (weight, bias) = (narrow(change.weight.as_ref()), small(&change.bias));
+        let (mut agreed, mut energy, mut rest) = (Agreed::default(), 0.0, 0.0);
+        self.visit(layer, self.held_out, |block| {
+            let moved = par_affine(weight.as_ref(), &bias, block.mixed());
+            agreed.add(moved.as_ref(), block.rest());
+            rest += square(block.rest());
+            energy += square(block.lacking());
+        });
+        let mut output = self.plain.clone();
+        output.add_scaled(&change, agreed.share());
+        give(layer, &output);
+        Ok((rest - agreed.gain()).max(0.0) / f64::max(energy, f64::MIN_POSITIVE))
     }
 
-    fn give<S: Student>(&self, layer: &mut S, output: &Affine) -> f64 {
-        let bias = output.bias.iter().map(|&b| b as f32).collect();
-        layer.set_output(narrow(output.weight.as_ref()), bias);
-        let phases = Phases::new(layer.inv_freq(), self.streams.student.window_len());
-        let mut sums = (0.0, 0.0);
-        for block in blocks(self.held_out) {
-            let rows = 2 * self.g.hidden;
-            let both = gather(rows, self.streams.student.window_len(), block, |w| {
-                let x_dt = self
-                    .source
-                    .attention_input(self.g, self.streams.student.window(w));
-                let found = layer.forward(&phases, x_dt.as_ref());
-                let mut out = Mat::zeros(rows, x_dt.ncols());
-                out.subrows_mut(0, self.g.hidden).copy_from(&found);
-                out.subrows_mut(self.g.hidden, self.g.hidden)
-                    .copy_from(self.lacking(w));
-                out
+    /// Lets `visit` see the given windows, block by block.
+    fn visit<S: Student>(&self, layer: &S, windows: &[usize], mut visit: impl FnMut(&Block)) {
+        let (g, streams) = (self.g, self.streams);
+        let phases = Phases::new(layer.inv_freq(), streams.student.window_len());
+        let width = layer.heads() * layer.value_width();
+        let (o, bias) = layer.output();
+        for block in blocks(windows) {
+            let rows = width + 2 * g.hidden;
+            let all = gather(rows, streams.student.window_len(), block, |w| {
+                let x_dt = self.source.attention_input(g, streams.student.window(w));
+                let mixed = layer.mix(&phases, x_dt.as_ref());
+                let lacking = streams.teacher_after.window(w) - streams.student.window(w);
+                let rest = &lacking - affine(o, bias, mixed.as_ref());
+                let mut all = Mat::zeros(rows, x_dt.ncols());
+                all.subrows_mut(0, width).copy_from(&mixed);
+                all.subrows_mut(width, g.hidden).copy_from(&rest);
+                all.subrows_mut(width + g.hidden, g.hidden)
+                    .copy_from(&lacking);
+                all
             });
-            for t in 0..both.ncols() {
-                let (found, want) = both.col_as_slice(t).split_at(self.g.hidden);
-                let pairs = found.iter().zip(want);
-                sums.0 += pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-                sums.1 += want.iter().map(|&b| f64::from(b).powi(2)).sum::<f64>();
-            }
+            visit(&Block {
+                width,
+                hidden: g.hidden,
+                all,
+            });
         }
-        if sums.1 > 0.0 { sums.0 / sums.1 } else { 0.0 }
+    }
+}
+
+fn give<S: Student>(layer: &mut S, output: &Affine) {
+    layer.set_output(narrow(output.weight.as_ref()), small(&output.bias));
+}
+
+/// Several windows side by side.
+struct Block {
+    width: usize,
+    hidden: usize,
+    all: Mat<f32>,
+}
+
+impl Block {
+    /// The converted heads' outputs.
+    fn mixed(&self) -> MatRef<'_, f32> {
+        self.all.subrows(0, self.width)
+    }
+
+    /// What the present projection leaves of [`Block::lacking`].
+    fn rest(&self) -> MatRef<'_, f32> {
+        self.all.subrows(self.width, self.hidden)
     }
 
     /// The teacher's residual stream after attention less the student's before it.
-    fn lacking(&self, w: usize) -> Mat<f32> {
-        self.streams.teacher_after.window(w) - self.streams.student.window(w)
+    fn lacking(&self) -> MatRef<'_, f32> {
+        self.all.subrows(self.width + self.hidden, self.hidden)
+    }
+}
+
+/// How much of a fitted change held-out windows agree with: the share of it that leaves least of
+/// what it should explain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Agreed {
+    along: f64,
+    square: f64,
+}
+
+impl Agreed {
+    /// Adds tokens with the whole change and what it should explain.
+    pub fn add(&mut self, change: MatRef<'_, f32>, rest: MatRef<'_, f32>) {
+        for t in 0..change.ncols() {
+            for i in 0..change.nrows() {
+                let (change, rest) = (f64::from(change[(i, t)]), f64::from(rest[(i, t)]));
+                self.along += change * rest;
+                self.square += change * change;
+            }
+        }
     }
 
-    /// Moments of the converted heads' outputs and of what the stream lacks.
-    fn moments<S: Student>(&self, layer: &S, windows: &[usize]) -> Moments {
-        let len = self.streams.student.window_len();
-        let phases = Phases::new(layer.inv_freq(), len);
-        let width = layer.heads() * layer.value_width();
-        let mut moments = Moments::zeros(width, self.g.hidden);
-        for block in blocks(windows) {
-            let mixed = gather(width, len, block, |w| {
-                let x_dt = self
-                    .source
-                    .attention_input(self.g, self.streams.student.window(w));
-                layer.mix(&phases, x_dt.as_ref())
-            });
-            let lacking = gather(self.g.hidden, len, block, |w| self.lacking(w));
-            moments.add_block(mixed.as_ref(), lacking.as_ref());
+    /// The share, between none and all.
+    pub fn share(&self) -> f64 {
+        if self.square > 0.0 {
+            (self.along / self.square).clamp(0.0, 1.0)
+        } else {
+            0.0
         }
-        moments
     }
+
+    /// What the share explains of the held-out energy.
+    fn gain(&self) -> f64 {
+        self.share() * (2.0 * self.along - self.share() * self.square)
+    }
+}
+
+fn square(block: MatRef<'_, f32>) -> f64 {
+    let column = |t| {
+        (0..block.nrows())
+            .map(|i| f64::from(block[(i, t)]).powi(2))
+            .sum::<f64>()
+    };
+    (0..block.ncols()).map(column).sum()
 }

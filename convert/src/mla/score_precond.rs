@@ -158,14 +158,14 @@ fn spread(k_ds: MatRef<'_, f32>, log_a_st: &Mat<f32>) -> Mat<f32> {
     let mut weight = vec![0.0; tokens];
     let mut mean = Mat::zeros(width, tokens);
     for (first, end) in query_blocks(tokens) {
-        let a_st = Mat::from_fn(end, end - first, |s, t| {
-            let ahead = s > first + t;
-            if ahead {
-                0.0
-            } else {
-                exp(log_a_st[(s, first + t)])
-            }
-        });
+        let mut a_st = Mat::zeros(end, end - first);
+        for t in first..end {
+            let to = &mut a_st.col_as_slice_mut(t - first)[..=t];
+            let from = log_a_st.col_as_slice(t);
+            to.iter_mut()
+                .zip(from)
+                .for_each(|(a, log_a)| *a = exp(*log_a));
+        }
         for t in 0..end - first {
             weight
                 .iter_mut()

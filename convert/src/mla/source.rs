@@ -200,10 +200,17 @@ impl FeedForward {
     pub fn forward(&self, x_dt: MatRef<'_, f32>) -> Mat<f32> {
         let gate_up = affine(self.gate_up.as_ref(), &self.gate_up_bias, x_dt);
         let ffn = self.down.ncols();
-        let inner = Mat::from_fn(ffn, gate_up.ncols(), |i, t| {
-            let gate = gate_up[(i, t)];
-            gate / (1.0 + exp(-gate)) * gate_up[(ffn + i, t)]
-        });
+        let mut inner = Mat::zeros(ffn, gate_up.ncols());
+        for t in 0..gate_up.ncols() {
+            let (gate, up) = gate_up.col_as_slice(t).split_at(ffn);
+            for (inner, (gate, up)) in inner
+                .col_as_slice_mut(t)
+                .iter_mut()
+                .zip(gate.iter().zip(up))
+            {
+                *inner = gate / (1.0 + exp(-gate)) * up;
+            }
+        }
         affine(self.down.as_ref(), &self.down_bias, inner.as_ref())
     }
 }

@@ -116,10 +116,9 @@ fn streamed_moments_are_the_direct_ones() {
     });
     let mut moments = Moments::zeros(5, 3);
     moments.add_block(x.as_ref(), y.as_ref());
-    let map = moments.ridge(Mat::zeros(3, 5).as_ref(), 1e-9).unwrap();
+    let map = moments.ridge(1e-9).unwrap();
     close(&map.weight, w);
     assert!(map.bias.iter().all(|b| (b - 2.0).abs() < 1e-4));
-    assert!(moments.relative_error(&map) < 1e-6);
 }
 
 #[test]
