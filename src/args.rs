@@ -26,9 +26,9 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
-    /// Worker threads [default: all cores]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), env = "NEUROCONV_THREADS")]
-    pub(crate) threads: Option<u16>,
+    /// Worker threads; `bench` takes several counts, as in 1,2 [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = thread_counts, env = "NEUROCONV_THREADS")]
+    pub(crate) threads: Option<ThreadCounts>,
 
     /// Seed of everything that draws at random
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
@@ -42,6 +42,10 @@ pub(crate) struct GlobalArgs {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
+
+/// Numbers of threads, at least one number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ThreadCounts(pub(crate) Vec<u16>);
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -66,12 +70,12 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Continue a text
     Generate(GenerateArgs),
+    /// Measure speed against the bandwidth of the memory
+    Bench(BenchArgs),
     /// Compare two models tensor by tensor
     Diff(DiffArgs),
     /// Quantize a small built-in model in three ways and compare the results
     Demo(DemoArgs),
-    /// Measure speed against memory bandwidth (not in this version)
-    Bench(UnsupportedArgs),
     /// Write forms that other engines load (not in this version)
     Export(UnsupportedArgs),
     /// Judge an artifact against a stored baseline (not in this version)
@@ -343,6 +347,25 @@ pub(crate) struct GenerateArgs {
     pub(crate) system: Option<String>,
 }
 
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A checkpoint folder or an artifact
+    pub(crate) model: PathBuf,
+
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt: u32,
+
+    /// Tokens generated after it
+    #[arg(long = "gen", value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) generate: u32,
+
+    /// Measurements of each figure, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+}
+
 /// Flags of `diff`.
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
@@ -369,6 +392,17 @@ pub(crate) struct DemoArgs {
     /// Print the table as Markdown
     #[arg(long)]
     pub(crate) markdown: bool,
+}
+
+fn thread_counts(text: &str) -> Result<ThreadCounts, String> {
+    let count = |word: &str| match word.parse() {
+        Ok(count @ 1..=1024) => Ok(count),
+        _ => Err(format!("`{word}` is no number from 1 to 1024")),
+    };
+    text.split(',')
+        .map(count)
+        .collect::<Result<_, _>>()
+        .map(ThreadCounts)
 }
 
 fn finite(text: &str) -> Result<f64, String> {
@@ -435,6 +469,12 @@ mod tests {
             assert!(positive(bad).is_err(), "{bad}");
         }
         assert!(share("1.01").is_err() && share("NaN").is_err() && share("1") == Ok(1.0));
+        assert_eq!(thread_counts("1,16"), Ok(ThreadCounts(vec![1, 16])));
+        assert!(
+            ["", "0", "1,", "1025", "-1"]
+                .iter()
+                .all(|t| thread_counts(t).is_err())
+        );
         assert!(group_size("48").is_err() && group_size("64") == Ok(64));
     }
 }

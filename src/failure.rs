@@ -33,7 +33,7 @@ impl Misuse {
 pub(crate) fn unsupported(command: &str) -> anyhow::Error {
     Misuse::new(
         format!("`neuroconv {command}` is not in this version"),
-        "this version has inspect, plan, mla, int8, int4, ternary, run, verify, eval, generate, diff and demo",
+        "this version has inspect, plan, mla, int8, int4, ternary, run, verify, eval, generate, bench, diff and demo",
     )
     .into()
 }

@@ -43,7 +43,8 @@ fn main() -> ExitCode {
     };
     let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.verbose);
     init_log(cli.global.verbose);
-    if let Err(error) = init_threads(cli.global.threads) {
+    let threads = cli.global.threads.map_or(Vec::new(), |counts| counts.0);
+    if let Err(error) = init_threads(&threads) {
         Ui::error(&error, None);
         return Exit::Resources.into();
     }
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         return Exit::Usage.into();
     }
     let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-        run(cli.command, cli.global.seed, ui)
+        run(cli.command, &threads, cli.global.seed, ui)
     }));
     match outcome {
         Ok(Ok(exit)) => exit.into(),
@@ -75,7 +76,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
+fn run(command: Command, threads: &[u16], seed: u64, ui: Ui) -> anyhow::Result<Exit> {
+    if threads.len() > 1 && !matches!(command, Command::Bench(_)) {
+        let message = format!(
+            "{} thread counts, but only `bench` takes several",
+            threads.len()
+        );
+        return Err(failure::Misuse::new(message, "give one number, as in `--threads 2`").into());
+    }
     match command {
         Command::Inspect(args) => cmd::inspect::run(&args, ui),
         Command::Plan(args) => cmd::plan::run(&args, ui),
@@ -87,9 +95,9 @@ fn run(command: Command, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
         Command::Verify(args) => cmd::verify::run(&args, ui),
         Command::Eval(args) => cmd::eval::run(&args, ui),
         Command::Generate(args) => cmd::generate::run(&args, seed, ui),
+        Command::Bench(args) => cmd::bench::run(&args, threads, seed, ui),
         Command::Diff(args) => cmd::diff::run(&args, ui),
         Command::Demo(args) => cmd::demo::run(&args, ui),
-        Command::Bench(_) => Err(failure::unsupported("bench")),
         Command::Export(_) => Err(failure::unsupported("export")),
         Command::Gate(_) => Err(failure::unsupported("gate")),
     }
@@ -112,10 +120,11 @@ fn init_log(verbose: u8) {
         .init();
 }
 
-fn init_threads(threads: Option<u16>) -> anyhow::Result<()> {
-    if let Some(threads) = threads {
+/// Where several counts are given, the largest loads the model.
+fn init_threads(threads: &[u16]) -> anyhow::Result<()> {
+    if let Some(threads) = threads.iter().max() {
         rayon::ThreadPoolBuilder::new()
-            .num_threads(usize::from(threads))
+            .num_threads(usize::from(*threads))
             .build_global()?;
     }
     Ok(())

@@ -354,6 +354,55 @@ fn every_broken_checkpoint_is_refused_by_name() {
 }
 
 #[test]
+fn bench_tells_what_it_measured_in_one_object() {
+    let place = Place::new();
+    let model = model();
+    let args = "--json -q --threads 1,2 --prompt 8 --gen 4 --repeat 3".split(' ');
+    let args: Vec<&str> = ["bench", model.to_str().unwrap()]
+        .into_iter()
+        .chain(args)
+        .collect();
+    let output = place.run(&args);
+    assert_code(&output, 0);
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let isas = neuroconv_kernels::Isa::available();
+    assert!(isas.iter().any(|isa| json["isa"] == isa.name()));
+    for (i, threads) in [1, 2].into_iter().enumerate() {
+        let run = &json["runs"][i];
+        let number = |key: &str| run[key].as_f64().unwrap();
+        assert_eq!(run["threads"], threads);
+        let stream = json["stream_gb_s"][threads.to_string()].as_f64().unwrap();
+        assert!(stream > 0.0 && number("prefill_tok_s") > 0.0);
+        let gb_s = number("decode_tok_s") * number("bytes_per_token") / 1e9;
+        assert!((number("gb_s") / gb_s - 1.0).abs() < 1e-9);
+        let (low, high) = (&run["share_range"][0], &run["share_range"][1]);
+        assert!((low.as_f64().unwrap()..=high.as_f64().unwrap()).contains(&number("share")));
+    }
+    assert!(place.names().is_empty());
+}
+
+/// `generate` starts before the weights are checked, and still never succeeds with damaged ones.
+#[test]
+fn damaged_weights_fail_a_generation_that_has_begun() {
+    let place = Place::new();
+    assert_code(&place.convert("int8", &model(), &["-o", "out"]), 0);
+    let args = ["generate", "out", "-p", "the", "-n", "3"];
+    assert_code(&place.run(&args), 0);
+    let weights = place.path("out").join("model.safetensors");
+    let mut bytes = fs_err::read(&weights).unwrap();
+    let last = bytes.len() - 3000;
+    bytes[last] ^= 1;
+    fs_err::write(&weights, bytes).unwrap();
+    let output = place.run(&args);
+    assert_code(&output, 5);
+    assert!(
+        stderr(&output).contains("model.safetensors"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn what_cannot_be_meant_is_a_usage_error() {
     let place = Place::new();
     let model = model();
@@ -371,7 +420,9 @@ fn what_cannot_be_meant_is_a_usage_error() {
         vec!["mla", model, "--mode", "latent", "--rope-dim", "16"],
         vec!["mla", model, "--rank", "512"],
         vec!["mla", model, "--rank", "32", "--keep-layers", "9"],
-        vec!["bench", model],
+        vec!["bench", model, "--prompt", "200", "--gen", "57"],
+        vec!["bench", model, "--threads", "1,0"],
+        vec!["eval", model, "--threads", "1,2"],
         vec!["inspect"],
     ] {
         assert_code(&place.run(&args), 2);

@@ -96,7 +96,7 @@ pub(crate) fn attend(
         .map(|(kv_head, rows)| {
             let groups = q_thd[of_rows(rows, q_group)].chunks(q_group);
             let groups = groups.skip(*kv_head).step_by(shape.heads);
-            let q_xd: Vec<f32> = groups.flatten().copied().collect();
+            let q_xd = groups.collect::<Vec<_>>().concat();
             let first_end = before + rows.start + 1;
             let ends = first_end..first_end + rows.len();
             attend_head(&q_xd, shape, &cache.heads[*kv_head], ends, window)
@@ -144,13 +144,15 @@ fn attend_head(
         let seen = seen_to(ends.start + x / group);
         let seen = seen.start - pages.start * PAGE..seen.end - pages.start * PAGE;
         row.clear();
-        row.extend(weights.chunks(PAGE).skip(x).step_by(queries).flatten());
+        for page in weights.chunks(queries * PAGE) {
+            row.extend_from_slice(&page[x * PAGE..(x + 1) * PAGE]);
+        }
         row[..seen.start].fill(0.0);
         row[seen.end..].fill(0.0);
         softmax(&mut row[seen]);
-        let rows = weights.chunks_mut(PAGE).skip(x).step_by(queries);
-        rows.zip(row.chunks(PAGE))
-            .for_each(|(weights, row)| weights.copy_from_slice(row));
+        for (page, row) in weights.chunks_mut(queries * PAGE).zip(row.chunks(PAGE)) {
+            page[x * PAGE..(x + 1) * PAGE].copy_from_slice(row);
+        }
     }
     let mut o_xd = vec![0.0; queries * value_dim];
     let mut part_xd = o_xd.clone();

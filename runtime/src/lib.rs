@@ -35,6 +35,6 @@ pub use error::Error;
 pub use generate::{Generation, Stop, generate};
 pub use progress::{Progress, Quiet};
 pub use sample::{Sampler, SamplerConfig};
-pub use source::{Checkpoint, PackedModel, Source, open_source};
+pub use source::{Checkpoint, PackedModel, Source, open_source, open_source_unchecked};
 pub use tokenizer::{TextStream, TextTokenizer};
 pub use weights::WeightSource;

@@ -76,13 +76,28 @@ pub(crate) fn silu_gate(gate: &mut [f32], up: &[f32]) {
         });
 }
 
+/// All of `x` joined: sixteen interleaved results, joined from the first to the last.
+fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut results = [start; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for (result, &x) in results.iter_mut().zip(x) {
+            *result = join(*result, x);
+        }
+    }
+    for (result, &x) in results.iter_mut().zip(rest) {
+        *result = join(*result, x);
+    }
+    results.into_iter().fold(start, join)
+}
+
 /// `scores = exp(scores - max) / Σ`. A NaN among them makes all NaN.
 pub(crate) fn softmax(scores: &mut [f32]) {
-    let max = scores.iter().fold(f32::NEG_INFINITY, |max, &s| max.max(s));
+    let max = lanes(scores, f32::NEG_INFINITY, f32::max);
     for score in scores.iter_mut() {
         *score = exp(*score - max);
     }
-    let inverse = 1.0 / scores.iter().sum::<f32>();
+    let inverse = 1.0 / lanes(scores, 0.0, |sum, x| sum + x);
     for score in scores.iter_mut() {
         *score *= inverse;
     }

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Context;
-use neuroconv_runtime::{Decoder, Sampler, SamplerConfig, Stop, TextTokenizer};
+use neuroconv_runtime::{Decoder, Sampler, SamplerConfig, Source, Stop, TextTokenizer};
+use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 
 use crate::args::GenerateArgs;
@@ -24,9 +25,23 @@ struct Generated<'a> {
 }
 
 pub(crate) fn run(args: &GenerateArgs, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
-    let source = super::open(&args.model)?;
+    let source = super::open_unchecked(&args.model)?;
+    // Words come at once; whether the weights are those that were measured is known soon after, and
+    // the run fails where they are not.
+    let check = ThreadPoolBuilder::new().num_threads(1).build()?;
+    std::thread::scope(|scope| {
+        let checked = scope.spawn(|| check.install(|| source.check()));
+        let exit = generate(args, &source, seed, ui);
+        checked
+            .join()
+            .map_err(|_| anyhow::anyhow!("the check of the weights broke off"))??;
+        exit
+    })
+}
+
+fn generate(args: &GenerateArgs, source: &Source, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
     let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
-    let decoder = Decoder::load(&source)?;
+    let decoder = Decoder::load(source)?;
     let prompt = prompt(args)?;
     let ids = if args.chat {
         let mut messages = Vec::new();

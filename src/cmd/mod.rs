@@ -1,5 +1,6 @@
 //! One file per command: resolves what was typed, calls the libraries, prints through `ui`.
 
+pub(crate) mod bench;
 pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod diff;
@@ -17,6 +18,17 @@ use crate::failure::Misuse;
 
 /// Opens a model, and says so plainly where its name is one of a hub.
 fn open(path: &Path) -> anyhow::Result<Source> {
+    refuse_hub_id(path)?;
+    Ok(neuroconv_runtime::open_source(path)?)
+}
+
+/// Opens a model to run it at once; its weights are still to be checked.
+fn open_unchecked(path: &Path) -> anyhow::Result<Source> {
+    refuse_hub_id(path)?;
+    Ok(neuroconv_runtime::open_source_unchecked(path)?)
+}
+
+fn refuse_hub_id(path: &Path) -> anyhow::Result<()> {
     if !path.exists() && is_hub_id(path) {
         return Err(Misuse::new(
             format!(
@@ -27,7 +39,7 @@ fn open(path: &Path) -> anyhow::Result<Source> {
         )
         .into());
     }
-    Ok(neuroconv_runtime::open_source(path)?)
+    Ok(())
 }
 
 /// Whether a name has the form `org/name` or `org/name@revision`.

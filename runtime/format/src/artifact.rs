@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::artifact_error::{ArtifactError, TensorFault};
 use crate::check::check_values;
 use crate::codec::{Codec, PackedLayout, UNIT_BYTES};
@@ -26,7 +28,7 @@ pub enum Validate {
     /// Everything: structure, codes, padding, finite values and hashes. Reads every byte.
     Full,
     /// Manifest and headers only. Enough for memory safety, since no kernel uses a code, scale or
-    /// shift as an index, but damaged weights go unnoticed.
+    /// shift as an index, but damaged weights go unnoticed until [`Artifact::check`].
     Structure,
 }
 
@@ -73,11 +75,6 @@ impl Artifact {
             let found = file.and_then(|file| file.take(&record.name));
             let (info, bytes) = found.ok_or_else(|| fault(TensorFault::NotInFile))?;
             let tensor = match_tensor(record, &info, bytes).map_err(fault)?;
-            if validate == Validate::Full {
-                check_values(&tensor)
-                    .and_then(|()| check_hash(record, &tensor))
-                    .map_err(fault)?;
-            }
             tensors.insert(record.name.clone(), tensor);
         }
         let mut left = files
@@ -87,11 +84,36 @@ impl Artifact {
             let (file, tensor) = ((*file).to_owned(), shown(tensor));
             return Err(refuse(ArtifactError::Unlisted { file, tensor }));
         }
-        Ok(Artifact {
+        let artifact = Artifact {
             folder,
             manifest,
             tensors,
-        })
+        };
+        if validate == Validate::Full {
+            artifact.check()?;
+        }
+        Ok(artifact)
+    }
+
+    /// Checks what [`Validate::Structure`] leaves out, on the threads of the current rayon pool:
+    /// codes, padding, finite values and hashes. Tells the first fault in the manifest's order.
+    pub fn check(&self) -> Result<(), Error> {
+        let faults = self.manifest.tensors.par_iter().map(|record| {
+            let tensor = self.tensors.get(&record.name)?;
+            let fault = check_values(tensor).and_then(|()| check_hash(record, tensor));
+            Some((record, fault.err()?))
+        });
+        match faults.find_first(Option::is_some).flatten() {
+            None => Ok(()),
+            Some((record, fault)) => Err(Error::Artifact {
+                path: self.path().to_owned(),
+                source: Box::new(ArtifactError::Tensor {
+                    file: record.file.clone(),
+                    tensor: shown(&record.name),
+                    fault,
+                }),
+            }),
+        }
     }
 
     /// The manifest.

@@ -133,7 +133,8 @@ pub(crate) fn first<T>(elements: &[T], bad: impl Fn(&T) -> bool) -> Option<usize
     let any = |block: &[T]| {
         block
             .iter()
-            .fold(false, |found, element| found | bad(element))
+            .fold(0, |found, element| found | u8::from(bad(element)))
+            != 0
     };
     let skipped = elements
         .chunks(BLOCK)

@@ -17,6 +17,7 @@ pub mod layout;
 mod matmul;
 mod packed;
 mod scalar;
+mod stream;
 mod tasks;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -28,3 +29,4 @@ pub use isa::{Isa, isa};
 pub use layout::Codes;
 pub use matmul::{matmul_packed, matmul_packed_on};
 pub use packed::PackedView;
+pub use stream::stream_read;

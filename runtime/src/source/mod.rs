@@ -214,8 +214,18 @@ pub enum Source {
 /// Opens the model in the folder `path`: an artifact where there is a manifest, every byte of it
 /// checked, else a checkpoint.
 pub fn open_source(path: &Path) -> Result<Source, Error> {
+    open_source_as(path, Validate::Full)
+}
+
+/// Opens the model in the folder `path` so far that it can run: the weights of an artifact are
+/// checked when [`Source::check`] is called.
+pub fn open_source_unchecked(path: &Path) -> Result<Source, Error> {
+    open_source_as(path, Validate::Structure)
+}
+
+fn open_source_as(path: &Path, validate: Validate) -> Result<Source, Error> {
     if Artifact::is_artifact(path) {
-        return Ok(Source::Artifact(PackedModel::open(path, Validate::Full)?));
+        return Ok(Source::Artifact(PackedModel::open(path, validate)?));
     }
     if path.join("config.json").exists() {
         return Ok(Source::Checkpoint(Checkpoint::open(path)?));
@@ -241,6 +251,15 @@ impl Source {
         match self {
             Source::Checkpoint(checkpoint) => checkpoint.files.path(),
             Source::Artifact(model) => model.artifact.path(),
+        }
+    }
+
+    /// Checks every byte of the weights of an artifact. Nothing is left to check of a checkpoint,
+    /// whose tensors are checked as they are read.
+    pub fn check(&self) -> Result<(), Error> {
+        match self {
+            Source::Checkpoint(_) => Ok(()),
+            Source::Artifact(model) => Ok(model.artifact.check()?),
         }
     }
 }

@@ -71,6 +71,15 @@ unsafe fn block<const E: u8, const N: usize, const T: usize>(
             }
         }
     }
+    if whole == cols {
+        for t in 0..T {
+            for n in 0..N {
+                let [low, high] = sums[t][n];
+                y[t0 + t][n0 + n] = reduce_8(_mm256_add_ps(low, high));
+            }
+        }
+        return;
+    }
     for t in 0..T {
         for n in 0..N {
             let mut lanes = [0.0; LANES];
@@ -88,6 +97,17 @@ unsafe fn block<const E: u8, const N: usize, const T: usize>(
             y[t0 + t][n0 + n] = reduce(lanes);
         }
     }
+}
+
+/// The sum of all lanes, halves first, as [`reduce`] once lanes `l` and `l + 8` are added.
+#[target_feature(enable = "avx2")]
+fn reduce_8(eight: __m256) -> f32 {
+    let four = _mm_add_ps(
+        _mm256_castps256_ps128(eight),
+        _mm256_extractf128_ps::<1>(eight),
+    );
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
 /// Eight elements as single precision.

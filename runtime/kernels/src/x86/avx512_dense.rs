@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::dense::{DenseTile, Element, LANES, TILE, reduce};
+use crate::dense::{DenseTile, Element, LANES, TILE};
 
 /// See the scalar tile, whose bits this gives.
 pub(crate) fn tile(tile: &DenseTile<'_>, y: &mut [[f32; TILE]; TILE]) {
@@ -71,14 +71,65 @@ unsafe fn block<const E: u8, const N: usize, const T: usize>(
     if whole < cols {
         step(whole, (1 << (cols - whole)) - 1);
     }
+    if N == TILE && T == TILE {
+        let all = reduce_16(&std::array::from_fn(|i| sums[i % TILE][i / TILE]));
+        // SAFETY: 16 floats, unaligned.
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr().cast(), all) };
+        return;
+    }
     for t in 0..T {
         for n in 0..N {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: 16 floats, unaligned.
-            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sums[t][n]) };
-            y[t0 + t][n0 + n] = reduce(lanes);
+            y[t0 + t][n0 + n] = reduce(sums[t][n]);
         }
     }
+}
+
+/// The sum of all lanes, halves first, as [`crate::dense::reduce`].
+#[target_feature(enable = "avx512f")]
+fn reduce(sum: __m512) -> f32 {
+    let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sum)));
+    let eight = _mm256_add_ps(_mm512_castps512_ps256(sum), high);
+    let four = _mm_add_ps(
+        _mm256_castps256_ps128(eight),
+        _mm256_extractf128_ps::<1>(eight),
+    );
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// [`reduce`] of 16 sums at once: lane `4m + q` is that of `sums[4q + m]`.
+#[target_feature(enable = "avx512f")]
+fn reduce_16(sums: &[__m512; 16]) -> __m512 {
+    let eight = |i: usize| {
+        let (a, b) = (sums[2 * i], sums[2 * i + 1]);
+        let (low, high) = (
+            _mm512_shuffle_f32x4::<0x44>(a, b),
+            _mm512_shuffle_f32x4::<0xee>(a, b),
+        );
+        _mm512_add_ps(low, high)
+    };
+    let four = |i: usize| {
+        let (a, b) = (eight(2 * i), eight(2 * i + 1));
+        let (low, high) = (
+            _mm512_shuffle_f32x4::<0x88>(a, b),
+            _mm512_shuffle_f32x4::<0xdd>(a, b),
+        );
+        _mm512_add_ps(low, high)
+    };
+    let two = |i: usize| {
+        let (a, b) = (four(2 * i), four(2 * i + 1));
+        let (low, high) = (
+            _mm512_shuffle_ps::<0x44>(a, b),
+            _mm512_shuffle_ps::<0xee>(a, b),
+        );
+        _mm512_add_ps(low, high)
+    };
+    let (a, b) = (two(0), two(1));
+    let (low, high) = (
+        _mm512_shuffle_ps::<0x88>(a, b),
+        _mm512_shuffle_ps::<0xdd>(a, b),
+    );
+    _mm512_add_ps(low, high)
 }
 
 /// The elements that `mask` keeps, as single precision; zeros elsewhere.
