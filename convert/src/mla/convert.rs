@@ -14,7 +14,7 @@ use super::reduce::{Metric, Reduced, ReducedRank, value_metric};
 use super::refit::{Agreed, Refit};
 use super::remix::mixing;
 use super::score_ls::ScoreProblem;
-use super::slots::{SplitRule, split};
+use super::slots::{SplitRule, Table, split};
 use super::source::{Geometry, SourceLayer};
 use super::streams::Streams;
 use super::student::{Side, Student};
@@ -242,6 +242,7 @@ impl<'a> Layer<'a> {
                 if side == Side::Query && few {
                     continue;
                 }
+                let steps = steps * if options.table == Table::Stock { 2 } else { 1 };
                 found.score_fits.push(problem.fit(&mut layer, side, steps)?);
             }
         }

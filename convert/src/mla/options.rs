@@ -50,7 +50,8 @@ pub struct Options {
     pub score_windows: usize,
     /// Memory for the teacher's attention weights during score least squares.
     pub score_bytes: usize,
-    /// Rounds of score least squares: side and most steps of each.
+    /// Rounds of score least squares: side and most steps of each; twice the steps with
+    /// [`Table::Stock`], which leaves more to mend.
     pub score_fits: Vec<(Side, usize)>,
     /// Whether the latent is turned at random, so that no channel stands out to a quantizer.
     pub remix: bool,
@@ -76,7 +77,7 @@ impl Options {
             attention_windows: 16,
             score_windows: 128,
             score_bytes: 1 << 30,
-            score_fits: vec![(Side::Key, 4), (Side::Query, 4)],
+            score_fits: [(Side::Key, 3), (Side::Query, 3)].repeat(2),
             remix: true,
             partial_rope: false,
         }
