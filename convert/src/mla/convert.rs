@@ -200,7 +200,7 @@ impl<'a> Layer<'a> {
         let means = encoded.z.at(&encoded.mean);
         let problem =
             ReducedRank::new(encoded.z, encoded.mean, encoded.covariance.as_ref(), metric)?;
-        let rank = options.rank.min(most);
+        let rank = options.rank.clamp(1, most);
         let refit = Refit {
             g,
             source: self.source,

@@ -70,6 +70,24 @@ pub enum Error {
         /// Windows needed.
         least: usize,
     },
+    /// Windows of calibration text that differ in length or are empty.
+    #[error("calibration window {index} has {found} tokens, expected {expected} and at least one")]
+    WindowLength {
+        /// The window.
+        index: usize,
+        /// Tokens it has.
+        found: usize,
+        /// Tokens of the first.
+        expected: usize,
+    },
+    /// A token that the embedding has no row for.
+    #[error("calibration token `{token}` is not below the vocabulary of {vocab}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
 }
 
 impl Error {
@@ -93,7 +111,10 @@ impl Error {
             Error::FewWindows { .. } => Some(
                 "name a longer text with --calib, or shorter windows with --calib-ctx".to_owned(),
             ),
-            Error::NoBalance | Error::Stopped => None,
+            Error::WindowLength { .. }
+            | Error::Token { .. }
+            | Error::NoBalance
+            | Error::Stopped => None,
         }
     }
 }

@@ -45,6 +45,7 @@ pub fn convert_model(
         return Ok(());
     }
     let table = load::vector(source, TensorId::model(Role::Embed))?;
+    check(windows, table.len() / spec.hidden.max(1))?;
     let mut teacher = Activations::embed(&table, spec.hidden, windows);
     drop(table);
     let mut student = teacher.clone();
@@ -74,4 +75,50 @@ pub fn convert_model(
         }
     }
     Ok(())
+}
+
+/// Windows must be equally long and name rows of the embedding.
+fn check(windows: &[Vec<u32>], vocab: usize) -> Result<(), Error> {
+    let expected = windows.first().map_or(0, Vec::len);
+    for (index, window) in windows.iter().enumerate() {
+        let found = window.len();
+        if found != expected || found == 0 {
+            return Err(Error::WindowLength {
+                index,
+                found,
+                expected,
+            });
+        }
+        if let Some(&token) = window.iter().find(|&&token| token as usize >= vocab) {
+            return Err(Error::Token { token, vocab });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_windows_are_refused() {
+        assert!(check(&[vec![0, 1], vec![2, 3]], 4).is_ok());
+        let bad = |windows: &[Vec<u32>]| check(windows, 4).unwrap_err();
+        assert!(matches!(
+            bad(&[vec![0, 1], vec![2]]),
+            Error::WindowLength { index: 1, .. }
+        ));
+        assert!(matches!(
+            bad(&[vec![]]),
+            Error::WindowLength {
+                index: 0,
+                found: 0,
+                ..
+            }
+        ));
+        assert!(matches!(
+            bad(&[vec![0, 4]]),
+            Error::Token { token: 4, vocab: 4 }
+        ));
+    }
 }

@@ -60,7 +60,7 @@ pub fn weight_only(
         ..Diagnostics::default()
     };
     let mut clamp = |most: usize| {
-        found.rank = options.rank.min(most);
+        found.rank = options.rank.clamp(1, most);
         found.rank_asked = (options.rank > most).then_some(options.rank);
         found.rank
     };
