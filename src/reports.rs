@@ -125,6 +125,7 @@ fn comparison(report: &Report) -> Vec<[String; 3]> {
     let m = &report.metrics;
     let source_bytes = weight_bytes(&report.source);
     let row = |name: &str, a: String, b: String| [name.to_owned(), a, b];
+    let a = &report.artifact;
     vec![
         row(
             "weight files",
@@ -138,6 +139,11 @@ fn comparison(report: &Report) -> Vec<[String; 3]> {
                 source_bytes as f64 * 8.0 / report.source.params as f64
             ),
             format!("{:.3}", report.artifact.bits_per_weight),
+        ),
+        row(
+            "cache bytes per token",
+            a.kv_bytes_per_token_source.to_string(),
+            a.kv_bytes_per_token.to_string(),
         ),
         row(
             "perplexity",

@@ -14,13 +14,15 @@ use neuroconv_format::writer::{self, SafetensorsLayout};
 use neuroconv_format::{DType, TensorCodec};
 use neuroconv_quant::{QuantizeSpec, choose_group};
 use neuroconv_recipes::{
-    Assignment, KeepDtype, MlaRecipe, ModelSpec, Recipe, Role, Scheme, TensorId, Threshold,
+    Assignment, KeepDtype, MlaRecipe, ModelSpec, Recipe, Role, RoleKind, Scheme, TensorId,
+    Threshold,
 };
 use neuroconv_runtime::Checkpoint;
 use serde::Serialize;
 
 use crate::Error;
 use crate::job::relative;
+use crate::mla::Options;
 use crate::pass::changed_layers;
 
 /// The fate of a whole checkpoint.
@@ -199,7 +201,7 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
         warnings: resolved.warnings.iter().cloned().chain(notices).collect(),
         weights_bytes,
         bits_per_weight: weights_bytes as f64 * 8.0 / params as f64,
-        peak_memory_bytes: peak_memory(&tensors),
+        peak_memory_bytes: peak_memory(&tensors).max(calibration_memory(recipe, &resolved.spec)),
         disk_bytes: weights_bytes + side_bytes + converted_bytes(&tensors) + REPORTS_BYTES,
         cached_numbers: cached_numbers(&spec),
         cached_numbers_source: cached_numbers(&resolved.spec),
@@ -271,6 +273,9 @@ fn plan_tensor(
         mut reason,
     } = assignment;
     let (storage, asked) = storage(id, shape, origin.dtype, &scheme)?;
+    if origin.converted && id.role.kind() != RoleKind::Frequency {
+        reason = format!("converted attention; {reason}");
+    }
     if tied && id.role == Role::Embed {
         reason += "; also serves as the head";
     }
@@ -380,6 +385,26 @@ fn peak_memory(tensors: &[PlannedTensor]) -> u64 {
         })
         .max()
         .unwrap_or(0)
+}
+
+/// Tokens of calibration text that estimates count with before it is known.
+const CALIBRATION_TOKENS: usize = 32_768;
+
+/// The residual streams of source and converted model before and after a layer, and one layer's
+/// weights with the sums that its conversion works on; the teacher's attention is bounded by what
+/// the arithmetic is given for it. Zero where nothing learns from text.
+fn calibration_memory(recipe: &Recipe, spec: &ModelSpec) -> u64 {
+    if recipe.mla.is_none() {
+        return 0;
+    }
+    let known = recipe.calibration.as_ref().map(|c| c.tokens);
+    let tokens = known.unwrap_or(CALIBRATION_TOKENS) as u64;
+    let (hidden, layers) = (spec.hidden as u64, spec.layers.len().max(1) as u64);
+    let tables = 2 * spec.vocab as u64 * hidden;
+    let layer = spec.parameters().saturating_sub(tables) / layers;
+    let sums = 4 * hidden * hidden * 8;
+    let scores = (tokens * tokens.min(1024) * 4 * 32).min(Options::new(1, 0).score_bytes as u64);
+    3 * tokens * hidden * 4 + 2 * layer * 4 + sums + scores
 }
 
 /// Bytes of all source tensors that are used.

@@ -85,6 +85,14 @@ pub(crate) fn show(plan: &Plan, ui: Ui) -> anyhow::Result<()> {
         plan.bits_per_weight,
         plan.recipe,
     ));
+    if plan.cached_numbers != plan.cached_numbers_source {
+        ui.result(format!(
+            "cache {} -> {} numbers per token ({:+.1} %)",
+            plan.cached_numbers_source,
+            plan.cached_numbers,
+            100.0 * (plan.cached_numbers as f64 / plan.cached_numbers_source as f64 - 1.0),
+        ));
+    }
     ui.result(format!(
         "needs about {} of memory to convert and {} of disk",
         present::bytes(plan.peak_memory_bytes),
