@@ -175,7 +175,7 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
     }
     let layout = SafetensorsLayout::new(tensors.iter().map(entry).collect())?;
     let weights_bytes = layout.file_size();
-    let params = spec.parameters();
+    let params = resolved.spec.parameters();
     let mut side_bytes = 0;
     for path in files.side_files()? {
         side_bytes += fs_err::metadata(path)?.len();
@@ -185,7 +185,7 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
             id: folder_name(files.path()),
             commit: None,
             arch: spec.arch.clone(),
-            params: resolved.spec.parameters(),
+            params,
             dtype: dtypes(&tensors),
             bytes: source_bytes(source),
         },

@@ -108,13 +108,15 @@ fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
         }
     };
     let parameters = spec.parameters();
+    // An artifact is as small as its source's parameters make it, whatever it was turned into.
+    let counted = manifest.map_or(parameters, |m| m.source.params);
     let inspected = Inspected {
         kind,
         path: path.display().to_string(),
         arch: &spec.arch,
         parameters,
         weights_bytes,
-        bits_per_weight: weights_bytes as f64 * 8.0 / parameters as f64,
+        bits_per_weight: weights_bytes as f64 * 8.0 / counted as f64,
         kv_numbers_per_token: spec.layers.iter().map(|l| l.mixer.cached_numbers()).sum(),
         tokenizer_vocab: tokenizer.vocab_size(),
         spec,
