@@ -24,6 +24,17 @@ golden:
 train:
     cargo run --release -p neuroconv-fixtures --features train --bin train
 
+# Times every kernel on the layers of a 1.1B model.
+bench:
+    cargo bench -p neuroconv-kernels
+
+# Instructions per function of a fixed generation, by callgrind, which knows no AVX-512.
+instructions:
+    cargo build --release
+    NEUROCONV_ISA=avx2 valgrind --tool=callgrind --callgrind-out-file=target/callgrind.out \
+        target/release/neuroconv generate fixtures/models/fable-2m -p "the" -n 32 --threads 1 -q
+    callgrind_annotate --threshold=95 target/callgrind.out
+
 # Lines of Rust per crate.
 size:
     @for d in src recipes runtime/src runtime/format runtime/kernels quant convert verify fixtures; do printf '%-18s ' $d; find $d -name '*.rs' -print0 | xargs -0 cat | wc -l; done

@@ -5,7 +5,8 @@
 
 use neuroconv_format::{DType, PackedTensor, SharedBytes, Tensor};
 use neuroconv_kernels::{
-    Activations, DenseSlice, matmul_dense, matmul_packed, quantize_activations,
+    Activations, DenseSlice, PackedView, matmul_dense, matmul_packed, matmul_packed_all,
+    quantize_activations,
 };
 use neuroconv_quant::packed_view;
 use neuroconv_recipes::TensorId;
@@ -114,12 +115,45 @@ impl Linear {
                 matmul_packed(&view, x.quantized(view.group()), &mut y_tn);
             }
         }
+        self.add_bias(&mut y_tn);
+        y_tn
+    }
+
+    /// [`Linear::forward`] of several matrices that read the same activations: where all are packed
+    /// alike, threads are woken once for all.
+    pub(crate) fn forward_all<const N: usize>(
+        linears: [&Linear; N],
+        x: &mut Input<'_>,
+    ) -> [Vec<f32>; N] {
+        let views: Vec<PackedView<'_>> = linears.iter().filter_map(|l| l.packed()).collect();
+        let alike = views.windows(2).all(|v| v[0].group() == v[1].group());
+        if views.len() < N || !alike {
+            return linears.map(|linear| linear.forward(x));
+        }
+        let mut all = linears.map(|linear| vec![0.0; x.t * linear.rows]);
+        if let Some(first) = views.first() {
+            let outputs = all.iter_mut().map(|y_tn| &mut y_tn[..]).collect();
+            matmul_packed_all(&views, x.quantized(first.group()), outputs);
+        }
+        for (linear, y_tn) in linears.into_iter().zip(&mut all) {
+            linear.add_bias(y_tn);
+        }
+        all
+    }
+
+    fn packed(&self) -> Option<PackedView<'_>> {
+        match &self.weight {
+            Weight::Packed(packed) => Some(packed_view(packed)),
+            Weight::F32(_) | Weight::F16(_) | Weight::Bf16(_) => None,
+        }
+    }
+
+    fn add_bias(&self, y_tn: &mut [f32]) {
         if let Some(bias) = &self.bias {
             for y_n in y_tn.chunks_mut(self.rows) {
                 add_scaled(y_n, 1.0, bias);
             }
         }
-        y_tn
     }
 
     fn dense(&self, w: DenseSlice<'_>, x: &Input<'_>, y_tn: &mut [f32]) {

@@ -15,8 +15,8 @@ pub(crate) struct GatedSilu {
 impl GatedSilu {
     /// `[t, hidden]` to `[t, hidden]`.
     pub(crate) fn forward(&self, x: &mut Input<'_>) -> Vec<f32> {
-        let mut gate_tf = self.gate.forward(x);
-        silu_gate(&mut gate_tf, &self.up.forward(x));
+        let [mut gate_tf, up_tf] = Linear::forward_all([&self.gate, &self.up], x);
+        silu_gate(&mut gate_tf, &up_tf);
         self.down.forward(&mut Input::new(&gate_tf, self.ffn))
     }
 }

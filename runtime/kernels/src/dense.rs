@@ -150,8 +150,13 @@ pub fn matmul_dense_on(
     assert_eq!(x_tk.len(), t * cols, "activations of {t} x {cols}");
     assert_eq!(y_tn.len(), t * rows, "outputs of {t} x {rows}");
     let tile_fn = tile_fn(isa);
-    let work = w.len().saturating_mul(t);
-    tasks::for_column_ranges(y_tn, rows, TILE, work, |blocks, columns| {
+    let output = tasks::Output {
+        y_tn,
+        n: rows,
+        width: TILE,
+        work: w.len().saturating_mul(t),
+    };
+    tasks::for_column_ranges(vec![output], |_, blocks, columns| {
         let end = rows.min(blocks.end * TILE);
         let w = &w[blocks.start * TILE * cols * element.size()..end * cols * element.size()];
         fill(
@@ -171,7 +176,7 @@ pub fn matmul_dense_on(
 fn tile_fn(isa: Isa) -> TileFn {
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx2 => crate::x86::avx2_dense::tile,
+        Kind::Avx2 | Kind::AvxVnni => crate::x86::avx2_dense::tile,
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512Vnni => crate::x86::avx512_dense::tile,
         _ => scalar_tile,

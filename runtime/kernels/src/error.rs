@@ -41,6 +41,13 @@ pub enum Error {
         /// The value found.
         name: &'static str,
     },
+    /// An instruction set that this processor says it has computes something else than the scalar
+    /// path.
+    #[error("`{name}` gives wrong products on this machine")]
+    FaultyIsa {
+        /// The instruction set.
+        name: &'static str,
+    },
 }
 
 impl Error {
@@ -51,6 +58,10 @@ impl Error {
                 let names: Vec<&str> = crate::Isa::available().iter().map(|i| i.name()).collect();
                 Some(format!("unset it, or choose one of: {}", names.join(", ")))
             }
+            Error::FaultyIsa { .. } => Some(
+                "set `NEUROCONV_ISA` to `scalar`, and suspect the processor or the virtual machine"
+                    .to_owned(),
+            ),
             Error::Group(_) | Error::Length { .. } | Error::Size { .. } => None,
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::error::Error;
+use crate::selftest;
 
 /// An instruction set that this processor has; holding one is the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +15,16 @@ pub(crate) enum Kind {
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "x86 only"))]
     Avx2,
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "x86 only"))]
+    AvxVnni,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "x86 only"))]
     Avx512Vnni,
 }
 
 /// Every instruction set with its name, slowest first.
-const NAMES: [(&str, Kind); 3] = [
+const NAMES: [(&str, Kind); 4] = [
     ("scalar", Kind::Scalar),
     ("avx2", Kind::Avx2),
+    ("avxvnni", Kind::AvxVnni),
     ("avx512vnni", Kind::Avx512Vnni),
 ];
 
@@ -65,6 +69,7 @@ fn detected(kind: Kind) -> bool {
     match kind {
         Kind::Scalar => true,
         Kind::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
+        Kind::AvxVnni => detected(Kind::Avx2) && is_x86_feature_detected!("avxvnni"),
         Kind::Avx512Vnni => {
             is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
@@ -79,16 +84,23 @@ fn detected(kind: Kind) -> bool {
 }
 
 /// The instruction set in use: the one that `NEUROCONV_ISA` names, else the best this processor
-/// has. Decided at the first call.
+/// has. Decided at the first call, when it must also pass a test against the scalar path.
 ///
 /// The products fall back on [`Isa::SCALAR`] when this is an error, so whoever loads a model asks
 /// first and reports it.
 pub fn isa() -> Result<Isa, Error> {
     static CHOICE: OnceLock<Result<Isa, Error>> = OnceLock::new();
     CHOICE
-        .get_or_init(|| match std::env::var_os("NEUROCONV_ISA") {
-            Some(name) => Isa::named(&name.to_string_lossy()),
-            None => Ok(Isa::available().last().copied().unwrap_or(Isa::SCALAR)),
+        .get_or_init(|| {
+            let isa = match std::env::var_os("NEUROCONV_ISA") {
+                Some(name) => Isa::named(&name.to_string_lossy())?,
+                None => Isa::available().last().copied().unwrap_or(Isa::SCALAR),
+            };
+            if selftest::passes(isa) {
+                Ok(isa)
+            } else {
+                Err(Error::FaultyIsa { name: isa.name() })
+            }
         })
         .clone()
 }

@@ -17,6 +17,7 @@ pub mod layout;
 mod matmul;
 mod packed;
 mod scalar;
+mod selftest;
 mod stream;
 mod tasks;
 #[cfg(target_arch = "x86_64")]
@@ -27,6 +28,6 @@ pub use dense::{DenseSlice, matmul_dense, matmul_dense_on};
 pub use error::Error;
 pub use isa::{Isa, isa};
 pub use layout::Codes;
-pub use matmul::{matmul_packed, matmul_packed_on};
+pub use matmul::{matmul_packed, matmul_packed_all, matmul_packed_on};
 pub use packed::PackedView;
 pub use stream::stream_read;

@@ -6,7 +6,8 @@ use crate::activations::Activations;
 use crate::isa::{Isa, Kind, isa};
 use crate::layout::{Codes, PANEL_ROWS};
 use crate::packed::{PackedView, Panel};
-use crate::{scalar, tasks};
+use crate::scalar;
+use crate::tasks::{self, Output};
 
 /// Rows of activations that share one pass over a panel.
 pub(crate) const TILE_ROWS: usize = 8;
@@ -29,8 +30,27 @@ pub fn matmul_packed(w: &PackedView<'_>, a: &Activations, y_tn: &mut [f32]) {
     matmul_packed_on(isa().unwrap_or(Isa::SCALAR), w, a, y_tn);
 }
 
+/// [`matmul_packed`] of several matrices with the same activations, in one pass of the threads.
+pub fn matmul_packed_all(ws: &[PackedView<'_>], a: &Activations, y_tn: Vec<&mut [f32]>) {
+    assert_eq!(ws.len(), y_tn.len(), "matrices and outputs");
+    let panel_fn = panel_fn(isa().unwrap_or(Isa::SCALAR));
+    let outputs = ws.iter().zip(y_tn);
+    let outputs = outputs.map(|(w, y_tn)| output(w, a, y_tn)).collect();
+    tasks::for_column_ranges(outputs, |w, panels, columns| {
+        fill(panel_fn, &ws[w], a, panels, columns);
+    });
+}
+
 /// [`matmul_packed`] on a chosen instruction set.
 pub fn matmul_packed_on(isa: Isa, w: &PackedView<'_>, a: &Activations, y_tn: &mut [f32]) {
+    let panel_fn = panel_fn(isa);
+    tasks::for_column_ranges(vec![output(w, a, y_tn)], |_, panels, columns| {
+        fill(panel_fn, w, a, panels, columns);
+    });
+}
+
+/// The work of one product; panics when its lengths do not fit together.
+fn output<'y>(w: &PackedView<'_>, a: &Activations, y_tn: &'y mut [f32]) -> Output<'y> {
     assert_eq!(
         (w.cols(), w.group()),
         (a.cols(), a.group()),
@@ -43,17 +63,20 @@ pub fn matmul_packed_on(isa: Isa, w: &PackedView<'_>, a: &Activations, y_tn: &mu
         a.rows(),
         w.rows()
     );
-    let panel_fn = panel_fn(isa);
-    let work = w.size_bytes().saturating_mul(a.rows());
-    tasks::for_column_ranges(y_tn, w.rows(), PANEL_ROWS, work, |panels, columns| {
-        fill(panel_fn, w, a, panels, columns);
-    });
+    Output {
+        y_tn,
+        n: w.rows(),
+        width: PANEL_ROWS,
+        work: w.size_bytes().saturating_mul(a.rows()),
+    }
 }
 
 fn panel_fn(isa: Isa) -> PanelFn {
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => crate::x86::avx2::panel,
+        #[cfg(target_arch = "x86_64")]
+        Kind::AvxVnni => crate::x86::avxvnni::panel,
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512Vnni => crate::x86::avx512vnni::panel,
         _ => scalar::panel,

@@ -1,4 +1,4 @@
-//! Cutting an output `[t][n]` into column ranges that threads fill independently.
+//! Cutting outputs `[t][n]` into column ranges that threads fill independently.
 
 use std::ops::Range;
 
@@ -9,39 +9,66 @@ const PARALLEL_WORK: usize = 1 << 17;
 /// Tasks per thread: enough for a late thread to be helped, few enough to cost nothing.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Runs `fill(blocks, columns)` over ranges of the `blocks` blocks of `width` columns that make up
-/// the `n` columns of `y_tn`; `columns[t]` is row `t` of the output, cut to these blocks.
+/// An output `[t][n]` that is to be filled.
+pub(crate) struct Output<'y> {
+    pub(crate) y_tn: &'y mut [f32],
+    pub(crate) n: usize,
+    /// Columns of a block, which is never cut.
+    pub(crate) width: usize,
+    /// A measure of all work in bytes.
+    pub(crate) work: usize,
+}
+
+/// Runs `fill(output, blocks, columns)` over ranges of the blocks that make up the columns of each
+/// output; `columns[t]` is row `t` of the output, cut to these blocks.
 ///
-/// `work` is a measure of all work in bytes. What is computed must not depend on the ranges.
+/// What is computed must not depend on the ranges.
 pub(crate) fn for_column_ranges(
-    y_tn: &mut [f32],
-    n: usize,
-    width: usize,
-    work: usize,
-    fill: impl Fn(Range<usize>, &mut [&mut [f32]]) + Sync,
+    outputs: Vec<Output<'_>>,
+    fill: impl Fn(usize, Range<usize>, &mut [&mut [f32]]) + Sync,
 ) {
-    let blocks = n.div_ceil(width);
+    let work = outputs.iter().map(|output| output.work).sum::<usize>();
     let threads = rayon::current_num_threads();
-    if threads == 1 || work < PARALLEL_WORK || blocks < 2 {
-        let mut columns: Vec<&mut [f32]> = y_tn.chunks_mut(n).collect();
-        fill(0..blocks, &mut columns);
+    if threads == 1 || work < PARALLEL_WORK {
+        for (index, Output { y_tn, n, width, .. }) in outputs.into_iter().enumerate() {
+            let mut columns: Vec<&mut [f32]> = y_tn.chunks_mut(n).collect();
+            fill(index, 0..n.div_ceil(width), &mut columns);
+        }
         return;
     }
-    let per_task = blocks.div_ceil(threads * TASKS_PER_THREAD);
-    let mut tasks: Vec<Vec<&mut [f32]>> =
-        (0..blocks.div_ceil(per_task)).map(|_| Vec::new()).collect();
-    for row in y_tn.chunks_mut(n) {
-        for (task, columns) in tasks.iter_mut().zip(row.chunks_mut(per_task * width)) {
-            task.push(columns);
+    let per_task = work.div_ceil(threads * TASKS_PER_THREAD);
+    let mut tasks = Vec::new();
+    for (index, output) in outputs.into_iter().enumerate() {
+        let Output {
+            y_tn,
+            n,
+            width,
+            work,
+        } = output;
+        let blocks = n.div_ceil(width);
+        let step = blocks.div_ceil(work.div_ceil(per_task).max(1)).max(1);
+        let first = tasks.len();
+        tasks.extend((0..blocks).step_by(step).map(|start| Task {
+            output: index,
+            blocks: start..blocks.min(start + step),
+            columns: Vec::new(),
+        }));
+        for row in y_tn.chunks_mut(n) {
+            for (task, columns) in tasks[first..].iter_mut().zip(row.chunks_mut(step * width)) {
+                task.columns.push(columns);
+            }
         }
     }
     tasks
         .into_par_iter()
-        .enumerate()
-        .for_each(|(i, mut columns)| {
-            let first = i * per_task;
-            fill(first..blocks.min(first + per_task), &mut columns);
-        });
+        .for_each(|mut task| fill(task.output, task.blocks, &mut task.columns));
+}
+
+/// Some blocks of an output.
+struct Task<'y> {
+    output: usize,
+    blocks: Range<usize>,
+    columns: Vec<&'y mut [f32]>,
 }
 
 #[cfg(test)]
@@ -52,8 +79,17 @@ mod tests {
     fn every_column_is_visited_once() {
         for (t, n, width) in [(1, 1, 16), (1, 100, 16), (3, 33, 16), (5, 64, 4), (2, 7, 1)] {
             for work in [0, PARALLEL_WORK] {
-                let mut y = vec![0.0; t * n];
-                for_column_ranges(&mut y, n, width, work, |blocks, columns| {
+                // Two outputs, the second a block wider.
+                let wide = n + width;
+                let (mut y, mut z) = (vec![0.0; t * n], vec![0.0; t * wide]);
+                let outputs = [(&mut y, n), (&mut z, wide)].map(|(y_tn, n)| Output {
+                    y_tn,
+                    n,
+                    width,
+                    work,
+                });
+                for_column_ranges(outputs.into(), |output, blocks, columns| {
+                    let n = [n, wide][output];
                     assert_eq!(columns.len(), t);
                     let start = blocks.start * width;
                     for row in columns {
@@ -63,8 +99,10 @@ mod tests {
                         }
                     }
                 });
-                let expected: Vec<f32> = (0..t * n).map(|i| (i % n) as f32).collect();
-                assert_eq!(y, expected, "{t} {n} {width} {work}");
+                for (y, n) in [(y, n), (z, wide)] {
+                    let expected: Vec<f32> = (0..t * n).map(|i| (i % n) as f32).collect();
+                    assert_eq!(y, expected, "{t} {n} {width} {work}");
+                }
             }
         }
     }

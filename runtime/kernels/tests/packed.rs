@@ -3,7 +3,8 @@
 use half::f16;
 use neuroconv_kernels::layout::{self, Codes, GROUP_SIZES};
 use neuroconv_kernels::{
-    Activations, Isa, PackedView, isa, matmul_packed, matmul_packed_on, quantize_activations,
+    Activations, Isa, PackedView, isa, matmul_packed, matmul_packed_all, matmul_packed_on,
+    quantize_activations,
 };
 
 use crate::{Numbers, assert_same};
@@ -229,6 +230,27 @@ fn what_is_not_finite_reaches_the_output() {
                     isa.name()
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn several_matrices_in_one_pass_give_what_each_gives() {
+    let mut numbers = Numbers::new(8);
+    let (cols, t) = (700, 3);
+    let ws = [(Codes::Int8, 300), (Codes::Ternary, 33), (Codes::Int4, 500)]
+        .map(|(kind, rows)| Matrix::random(kind, (rows, cols), 64, false, &mut numbers));
+    let a = quantize_activations(&numbers.activations(t * cols), t, cols, 64);
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        let mut ys = ws.each_ref().map(|w| vec![f32::NAN; t * w.rows]);
+        let outputs = ys.iter_mut().map(|y| &mut y[..]).collect();
+        pool.install(|| matmul_packed_all(&ws.each_ref().map(Matrix::view), &a, outputs));
+        for (w, y) in ws.iter().zip(&ys) {
+            assert_same(y, &product(Isa::SCALAR, w, &a), "one of three");
         }
     }
 }

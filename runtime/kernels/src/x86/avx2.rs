@@ -160,7 +160,7 @@ fn products<const BITS: usize>(unit: __m256i, word: __m256i) -> __m256i {
 ///
 /// Safety: group `g` of the panel exists and `half` is 0 or 1.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn add_group(
+pub(super) unsafe fn add_group(
     y: __m256,
     acc: __m256i,
     p: &Panel<'_>,

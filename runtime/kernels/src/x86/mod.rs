@@ -23,6 +23,7 @@ pub(crate) mod avx2;
 pub(crate) mod avx2_dense;
 pub(crate) mod avx512_dense;
 pub(crate) mod avx512vnni;
+pub(crate) mod avxvnni;
 
 use crate::activations::Activations;
 use crate::layout::Codes;
