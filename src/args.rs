@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use neuroconv_runtime::KvCodec;
 
 use crate::mla_args::{CalibrationArgs, MlaArgs};
 
@@ -162,6 +163,27 @@ pub(crate) enum ProtocolArg {
     LlamaCpp512,
 }
 
+/// Number formats of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvArg {
+    /// Single precision
+    F32,
+    /// Half precision
+    F16,
+    /// Eight bits, with a scale per token and head
+    Int8,
+}
+
+impl From<KvArg> for KvCodec {
+    fn from(kv: KvArg) -> Self {
+        match kv {
+            KvArg::F32 => KvCodec::F32,
+            KvArg::F16 => KvCodec::F16,
+            KvArg::Int8 => KvCodec::Int8,
+        }
+    }
+}
+
 /// What the gate accepts.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LimitArgs {
@@ -286,6 +308,10 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "MODEL")]
     pub(crate) against: PathBuf,
 
+    /// How the cache stores keys and values, or latents
+    #[arg(long, value_enum, default_value_t = KvArg::F32)]
+    pub(crate) kv: KvArg,
+
     /// How quality is measured.
     #[command(flatten, next_help_heading = "Measurement")]
     pub(crate) measure: MeasureArgs,
@@ -308,8 +334,12 @@ pub(crate) struct EvalArgs {
     pub(crate) measure: MeasureArgs,
 
     /// Use the independent f32 reference instead of the runtime
-    #[arg(long)]
+    #[arg(long, conflicts_with = "kv")]
     pub(crate) reference: bool,
+
+    /// How the cache stores keys and values, or latents
+    #[arg(long, value_enum, default_value_t = KvArg::F32)]
+    pub(crate) kv: KvArg,
 }
 
 /// Flags of `generate`.
@@ -325,6 +355,10 @@ pub(crate) struct GenerateArgs {
     /// Tokens to generate at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: u32,
+
+    /// How the cache stores keys and values, or latents
+    #[arg(long, value_enum, default_value_t = KvArg::F32)]
+    pub(crate) kv: KvArg,
 
     /// 0 takes the likeliest token; higher is more varied
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
@@ -364,6 +398,10 @@ pub(crate) struct BenchArgs {
     /// Measurements of each figure, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repeat: u32,
+
+    /// How the cache stores keys and values, or latents
+    #[arg(long, value_enum, default_value_t = KvArg::F32)]
+    pub(crate) kv: KvArg,
 }
 
 /// Flags of `diff`.

@@ -13,7 +13,7 @@ use neuroconv_convert::{Emission, Plan, StagedArtifact, Staging};
 use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_format::{Manifest, Validate};
 use neuroconv_recipes::{Limits, Recipe};
-use neuroconv_runtime::{Checkpoint, KvCache, PackedModel, Progress, WeightSource};
+use neuroconv_runtime::{Checkpoint, KvCache, KvCodec, PackedModel, Progress, WeightSource};
 use neuroconv_verify::report::{
     ArtifactRecord, MlaRecord, Report, SCHEMA_VERSION, StageRecord, TensorLine,
 };
@@ -64,6 +64,7 @@ pub(crate) fn options(
         limits: *limits,
         allow_quality_loss,
         parity_windows: PARITY_WINDOWS,
+        kv: KvCodec::default(),
     }
 }
 
@@ -182,6 +183,7 @@ pub(crate) fn report(
         judgement,
         corpora,
         stages,
+        kv,
     } = verification;
     Report {
         schema_version: SCHEMA_VERSION,
@@ -192,8 +194,9 @@ pub(crate) fn report(
             path: path.display().to_string(),
             size_bytes: manifest.size.weights_bytes,
             bits_per_weight: manifest.size.bits_per_weight,
-            kv_bytes_per_token: KvCache::measured_bytes_per_token(artifact.spec()) as u64,
-            kv_bytes_per_token_source: KvCache::measured_bytes_per_token(base.spec()) as u64,
+            kv_bytes_per_token: KvCache::bytes_per_token(artifact.spec(), kv) as u64,
+            kv_bytes_per_token_source: KvCache::bytes_per_token(base.spec(), KvCodec::default())
+                as u64,
         },
         corpora,
         metrics,

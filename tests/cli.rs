@@ -354,6 +354,26 @@ fn every_broken_checkpoint_is_refused_by_name() {
 }
 
 #[test]
+fn caches_of_fewer_bits_change_perplexity_little() {
+    let place = Place::new();
+    let (model, text) = (model(), neuroconv_fixtures::tiny_text());
+    let ppl = |kv: &str| {
+        let mut args = vec!["eval", model.to_str().unwrap(), "--json", "-q", "--kv", kv];
+        args.extend(["--text", text.to_str().unwrap()]);
+        args.extend(MEASURE);
+        let output = place.run(&args);
+        assert_code(&output, 0);
+        let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        json["ppl"].as_f64().unwrap()
+    };
+    let exact = ppl("f32");
+    for (kv, bound) in [("f16", 1e-3), ("int8", 1e-2)] {
+        let off = (ppl(kv) / exact - 1.0).abs();
+        assert!(off > 0.0 && off < bound, "{kv}: {off}");
+    }
+}
+
+#[test]
 fn bench_tells_what_it_measured_in_one_object() {
     let place = Place::new();
     let model = model();

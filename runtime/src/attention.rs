@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use neuroconv_kernels::{DenseSlice, matmul_dense};
+use neuroconv_kernels::matmul_dense;
 use neuroconv_recipes::AttentionSpec;
 use rayon::prelude::*;
 
-use crate::cache::{CacheShape, HeadCache, LayerCache, PAGE};
+use crate::cache::{CacheShape, HeadCache, LayerCache};
 use crate::linear::{Input, Linear};
 use crate::norm::RmsNorm;
-use crate::ops::{add_scaled, softmax};
+use crate::ops::{RunningSoftmax, add_scaled};
+use crate::plane::PAGE;
 use crate::rope::Positions;
 
 /// Queries that one task computes, with their scores in memory at a time.
@@ -43,9 +44,7 @@ impl Attention {
             window,
             ..
         } = self.spec;
-        let mut q_thd = self.q.forward(x);
-        let mut k_thd = self.k.forward(x);
-        let v_thd = self.v.forward(x);
+        let [mut q_thd, mut k_thd, v_thd] = Linear::forward_all([&self.q, &self.k, &self.v], x);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q_norm.apply(&mut q_thd);
             k_norm.apply(&mut k_thd);
@@ -61,10 +60,10 @@ impl Attention {
     }
 }
 
-/// Multiplies queries by the scale of the scores.
-pub(crate) fn scale_by(q_thd: &mut [f32], scale: f32) {
-    for q in q_thd {
-        *q *= scale;
+/// Multiplies all numbers by `scale`.
+pub(crate) fn scale_by(x: &mut [f32], scale: f32) {
+    for x in x {
+        *x *= scale;
     }
 }
 
@@ -116,8 +115,9 @@ pub(crate) fn attend(
 /// The outputs `[x, value_dim]` of the queries `q_xd` that read one key/value head. Equally many
 /// queries, one after the other, belong to each of `ends`, the ends of the positions they see.
 ///
-/// Works on whole pages; what a query does not see gets the weight zero, which changes no sum.
-/// So the output of a query does not depend on the queries beside it.
+/// Works page by page with a running softmax (Milakov and Gimelshein 2018), so that scores take no
+/// more memory for a longer text. What a query does not see gets the weight zero, which changes no
+/// sum, so the output of a query does not depend on the queries beside it.
 fn attend_head(
     q_xd: &[f32],
     shape: CacheShape,
@@ -131,36 +131,40 @@ fn attend_head(
     let queries = q_xd.len() / key_dim;
     let group = queries / ends.len();
     let seen_to = |end: usize| end.saturating_sub(window.unwrap_or(end))..end;
-    let pages = seen_to(ends.start).start / PAGE..(ends.end - 1).div_ceil(PAGE);
 
-    // [page, query, position]
-    let mut weights = vec![0.0; pages.len() * queries * PAGE];
-    for (page, scores) in pages.clone().zip(weights.chunks_mut(queries * PAGE)) {
-        let keys = DenseSlice::F32(head.keys(shape, page));
-        matmul_dense(keys, PAGE, key_dim, q_xd, queries, scores);
-    }
-    let mut row = Vec::new();
-    for x in 0..queries {
-        let seen = seen_to(ends.start + x / group);
-        let seen = seen.start - pages.start * PAGE..seen.end - pages.start * PAGE;
-        row.clear();
-        for page in weights.chunks(queries * PAGE) {
-            row.extend_from_slice(&page[x * PAGE..(x + 1) * PAGE]);
-        }
-        row[..seen.start].fill(0.0);
-        row[seen.end..].fill(0.0);
-        softmax(&mut row[seen]);
-        for (page, row) in weights.chunks_mut(queries * PAGE).zip(row.chunks(PAGE)) {
-            page[x * PAGE..(x + 1) * PAGE].copy_from_slice(row);
-        }
-    }
+    let mut running = vec![RunningSoftmax::new(); queries];
+    let mut weights_xs = vec![0.0; queries * PAGE];
     let mut o_xd = vec![0.0; queries * value_dim];
     let mut part_xd = o_xd.clone();
-    for (page, weights) in pages.zip(weights.chunks(queries * PAGE)) {
+    for page in seen_to(ends.start).start / PAGE..(ends.end - 1).div_ceil(PAGE) {
+        matmul_dense(
+            head.keys(page).slice(),
+            PAGE,
+            key_dim,
+            q_xd,
+            queries,
+            &mut weights_xs,
+        );
+        let rows = weights_xs.chunks_mut(PAGE).zip(o_xd.chunks_mut(value_dim));
+        for (x, ((weights_s, o_d), running)) in rows.zip(&mut running).enumerate() {
+            let seen = seen_to(ends.start + x / group);
+            let place = |position: usize| position.saturating_sub(page * PAGE).min(PAGE);
+            let factor = running.take_in(weights_s, place(seen.start)..place(seen.end));
+            scale_by(o_d, factor);
+        }
         let values = head.values(shape, page);
-        let values = DenseSlice::F32(&values);
-        matmul_dense(values, value_dim, PAGE, weights, queries, &mut part_xd);
+        matmul_dense(
+            values.slice(),
+            value_dim,
+            PAGE,
+            &weights_xs,
+            queries,
+            &mut part_xd,
+        );
         add_scaled(&mut o_xd, 1.0, &part_xd);
+    }
+    for (o_d, running) in o_xd.chunks_mut(value_dim).zip(running) {
+        scale_by(o_d, 1.0 / running.sum());
     }
     o_xd
 }
@@ -168,6 +172,7 @@ fn attend_head(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::KvCodec;
 
     const HEAD_DIM: usize = 4;
 
@@ -231,7 +236,7 @@ mod tests {
                     let k = values(n * kv_heads * HEAD_DIM, 0.2);
                     let v = values(n * kv_heads * HEAD_DIM, 0.3);
                     let shape = CacheShape::of_heads(kv_heads, HEAD_DIM, HEAD_DIM);
-                    let mut cache = LayerCache::new(shape);
+                    let mut cache = LayerCache::new(shape, KvCodec::F32);
                     cache.append(&k, &v);
                     let mut scaled = q.clone();
                     scale_by(&mut scaled, 0.5);
@@ -258,7 +263,8 @@ mod tests {
                 .flat_map(|head| head.repeat(heads / kv_heads))
                 .collect()
         };
-        let cache = |heads| LayerCache::new(CacheShape::of_heads(heads, HEAD_DIM, HEAD_DIM));
+        let shape = |heads| CacheShape::of_heads(heads, HEAD_DIM, HEAD_DIM);
+        let cache = |heads| LayerCache::new(shape(heads), KvCodec::F32);
         let mut grouped = cache(kv_heads);
         grouped.append(&k, &v);
         let mut repeated = cache(heads);

@@ -6,6 +6,8 @@ use std::borrow::Cow;
 
 use neuroconv_recipes::{LayerSpec, Mixer, ModelSpec};
 
+use crate::plane::{KvCodec, Order, PAGE, Page, Plane};
+
 /// The state of one running sequence.
 #[derive(Clone, Debug)]
 pub struct KvCache {
@@ -13,10 +15,7 @@ pub struct KvCache {
     len: usize,
 }
 
-/// Positions that lie together in memory, and by which the cache grows.
-pub(crate) const PAGE: usize = 128;
-
-/// What one attention layer remembers, in single precision.
+/// What one attention layer remembers.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerCache {
     shape: CacheShape,
@@ -68,18 +67,18 @@ impl CacheShape {
 
 /// The keys and values of one head in whole pages, zero beyond the last token. Both lie so that
 /// their products with queries and weights are dot products over contiguous memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct HeadCache {
     /// `[pages, PAGE, key_dim]`, normed and rotated.
-    keys: Vec<f32>,
-    /// `[pages, value_dim, PAGE]`; empty where values are part of the keys.
-    values: Vec<f32>,
+    keys: Plane,
+    /// `[pages, value_dim, PAGE]`; none where values are part of the keys.
+    values: Option<Plane>,
 }
 
 impl KvCache {
-    pub(crate) fn new(spec: &ModelSpec) -> Self {
+    pub(crate) fn new(spec: &ModelSpec, codec: KvCodec) -> Self {
         let layers = spec.layers.iter();
-        let layers = layers.map(|layer| LayerCache::new(CacheShape::of(&layer.mixer)));
+        let layers = layers.map(|layer| LayerCache::new(CacheShape::of(&layer.mixer), codec));
         KvCache {
             layers: layers.collect(),
             len: 0,
@@ -100,19 +99,14 @@ impl KvCache {
     pub fn bytes(&self) -> usize {
         let heads = self.layers.iter().flat_map(|layer| &layer.heads);
         heads
-            .map(|head| size_of_val(&head.keys[..]) + size_of_val(&head.values[..]))
+            .map(|head| head.keys.bytes() + head.values.as_ref().map_or(0, Plane::bytes))
             .sum()
     }
 
-    /// Bytes that each token adds to the cache of such a model.
-    pub fn bytes_per_token(spec: &ModelSpec) -> usize {
-        let floats = spec.layers.iter().map(|layer| layer.mixer.cached_numbers());
-        floats.sum::<usize>() * size_of::<f32>()
-    }
-
-    /// The same, measured: the bytes of a cache that was filled, by the tokens in it.
-    pub fn measured_bytes_per_token(spec: &ModelSpec) -> usize {
-        let mut cache = KvCache::new(spec);
+    /// Bytes that each token adds to the cache of such a model, measured: the bytes of a cache that
+    /// was filled, by the tokens in it.
+    pub fn bytes_per_token(spec: &ModelSpec, codec: KvCodec) -> usize {
+        let mut cache = KvCache::new(spec, codec);
         for layer in &mut cache.layers {
             let CacheShape {
                 heads,
@@ -158,11 +152,11 @@ impl KvCache {
 }
 
 impl LayerCache {
-    pub(crate) fn new(shape: CacheShape) -> Self {
+    pub(crate) fn new(shape: CacheShape, codec: KvCodec) -> Self {
         LayerCache {
             shape,
             len: 0,
-            heads: vec![HeadCache::default(); shape.heads],
+            heads: vec![HeadCache::new(shape, codec); shape.heads],
         }
     }
 
@@ -177,17 +171,16 @@ impl LayerCache {
         let t = k_thd.len() / (shape.heads * shape.key_dim);
         self.len += t;
         for (h, head) in self.heads.iter_mut().enumerate() {
-            head.resize(shape, self.len.div_ceil(PAGE));
+            head.resize(self.len.div_ceil(PAGE));
             let keys = k_thd.chunks(shape.key_dim).skip(h).step_by(shape.heads);
             for (position, k_d) in (start..).zip(keys) {
-                head.put_key(position, k_d);
-            }
-            if shape.shared {
-                continue;
+                head.keys.put(position, k_d);
             }
             let values = v_thd.chunks(shape.value_dim).skip(h).step_by(shape.heads);
-            for (position, v_d) in (start..).zip(values) {
-                head.put_value(position, v_d);
+            if let Some(plane) = &mut head.values {
+                for (position, v_d) in (start..).zip(values) {
+                    plane.put(position, v_d);
+                }
             }
         }
     }
@@ -196,11 +189,11 @@ impl LayerCache {
         let shape = self.shape;
         let (no_key, no_value) = (vec![0.0; shape.key_dim], vec![0.0; shape.value_dim]);
         for head in &mut self.heads {
-            head.resize(shape, self.len.min(len).div_ceil(PAGE));
+            head.resize(self.len.min(len).div_ceil(PAGE));
             for position in len..self.len.min(len.next_multiple_of(PAGE)) {
-                head.put_key(position, &no_key);
-                if !shape.shared {
-                    head.put_value(position, &no_value);
+                head.keys.put(position, &no_key);
+                if let Some(values) = &mut head.values {
+                    values.put(position, &no_value);
                 }
             }
         }
@@ -209,47 +202,51 @@ impl LayerCache {
 }
 
 impl HeadCache {
+    fn new(shape: CacheShape, codec: KvCodec) -> Self {
+        let CacheShape {
+            key_dim,
+            value_dim,
+            shared,
+            ..
+        } = shape;
+        let split = if shared { value_dim } else { key_dim };
+        let values = || Plane::new(codec, Order::Columns, value_dim, value_dim);
+        HeadCache {
+            keys: Plane::new(codec, Order::Rows, key_dim, split),
+            values: (!shared).then(values),
+        }
+    }
+
     /// The keys of a page, `[PAGE, key_dim]`.
-    pub(crate) fn keys(&self, shape: CacheShape, page: usize) -> &[f32] {
-        &self.keys[page * PAGE * shape.key_dim..][..PAGE * shape.key_dim]
+    pub(crate) fn keys(&self, page: usize) -> Page<'_> {
+        self.keys.page(page)
     }
 
     /// The keys of the first `len` positions, `[len, key_dim]`.
-    pub(crate) fn rows(&self, shape: CacheShape, len: usize) -> &[f32] {
-        &self.keys[..len * shape.key_dim]
+    pub(crate) fn rows(&self, len: usize) -> Cow<'_, [f32]> {
+        self.keys.floats(0..len)
     }
 
     /// The values of a page, `[value_dim, PAGE]`; brought into this order where they are part of
     /// the keys.
-    pub(crate) fn values(&self, shape: CacheShape, page: usize) -> Cow<'_, [f32]> {
-        let floats = PAGE * shape.value_dim;
-        if !shape.shared {
-            return Cow::Borrowed(&self.values[page * floats..][..floats]);
+    pub(crate) fn values(&self, shape: CacheShape, page: usize) -> Page<'_> {
+        if let Some(values) = &self.values {
+            return values.page(page);
         }
-        let mut values = vec![0.0; floats];
-        for (position, k_d) in self.keys(shape, page).chunks(shape.key_dim).enumerate() {
+        let mut values = vec![0.0; PAGE * shape.value_dim];
+        let keys = self.keys.floats(page * PAGE..(page + 1) * PAGE);
+        for (position, k_d) in keys.chunks(shape.key_dim).enumerate() {
             for (d, &v) in k_d[..shape.value_dim].iter().enumerate() {
                 values[d * PAGE + position] = v;
             }
         }
-        Cow::Owned(values)
+        Page::F32(Cow::Owned(values))
     }
 
-    fn resize(&mut self, shape: CacheShape, pages: usize) {
-        self.keys.resize(pages * PAGE * shape.key_dim, 0.0);
-        if !shape.shared {
-            self.values.resize(pages * PAGE * shape.value_dim, 0.0);
-        }
-    }
-
-    fn put_key(&mut self, position: usize, k_d: &[f32]) {
-        self.keys[position * k_d.len()..][..k_d.len()].copy_from_slice(k_d);
-    }
-
-    fn put_value(&mut self, position: usize, v_d: &[f32]) {
-        let page = position / PAGE * PAGE * v_d.len();
-        for (d, &v) in v_d.iter().enumerate() {
-            self.values[page + d * PAGE + position % PAGE] = v;
+    fn resize(&mut self, pages: usize) {
+        self.keys.resize(pages);
+        if let Some(values) = &mut self.values {
+            values.resize(pages);
         }
     }
 }
@@ -268,8 +265,15 @@ mod tests {
         )
     }
 
+    fn floats(page: Page<'_>) -> Vec<f32> {
+        match page {
+            Page::F32(numbers) => numbers.into_owned(),
+            Page::F16(numbers) => numbers.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+
     fn filled(spec: &ModelSpec, pieces: &[usize]) -> KvCache {
-        let mut cache = KvCache::new(spec);
+        let mut cache = KvCache::new(spec, KvCodec::F32);
         for &t in pieces {
             let (k, v) = tokens(cache.len(), t);
             for layer in 0..spec.layers.len() {
@@ -291,10 +295,8 @@ mod tests {
                 let shape = cache.layer(1).shape();
                 let held = &cache.layer(1).heads[head];
                 let (page, place) = (position / PAGE, position % PAGE);
-                let found = (
-                    held.keys(shape, page)[place * 8 + d],
-                    held.values(shape, page)[d * PAGE + place],
-                );
+                let values = floats(held.values(shape, page));
+                let found = (held.rows(300)[position * 8 + d], values[d * PAGE + place]);
                 assert_eq!(found, (number, -number));
             }
         }
@@ -304,14 +306,24 @@ mod tests {
     fn memory_grows_by_pages_and_truncation_leaves_zeros() {
         let spec = spec();
         assert_eq!(
-            (KvCache::new(&spec).bytes(), KvCache::new(&spec).is_empty()),
+            (
+                KvCache::new(&spec, KvCodec::F32).bytes(),
+                KvCache::new(&spec, KvCodec::F32).is_empty()
+            ),
             (0, true)
         );
-        let page_bytes = PAGE * KvCache::bytes_per_token(&spec);
-        assert_eq!(KvCache::bytes_per_token(&spec), 2 * 2 * 2 * 8 * 4);
+        let page_bytes = PAGE * KvCache::bytes_per_token(&spec, KvCodec::F32);
         assert_eq!(
-            KvCache::measured_bytes_per_token(&spec),
-            KvCache::bytes_per_token(&spec)
+            KvCache::bytes_per_token(&spec, KvCodec::F32),
+            2 * 2 * 2 * 8 * 4
+        );
+        assert_eq!(
+            KvCache::bytes_per_token(&spec, KvCodec::F16),
+            2 * 2 * 2 * 8 * 2
+        );
+        assert_eq!(
+            KvCache::bytes_per_token(&spec, KvCodec::Int8),
+            2 * 2 * 2 * (8 + 4)
         );
         let mut cache = filled(&spec, &[129]);
         assert_eq!(cache.bytes(), 2 * page_bytes);
@@ -319,9 +331,9 @@ mod tests {
         assert_eq!((cache.len(), cache.bytes()), (100, page_bytes));
         let shape = cache.layer(0).shape();
         let head = &cache.layer(0).heads[1];
-        assert!(head.keys(shape, 0)[800..].iter().all(|&k| k == 0.0));
+        assert!(head.rows(PAGE)[800..].iter().all(|&k| k == 0.0));
         let beyond = |v: &[f32]| v[100..].iter().all(|&v| v == 0.0) && v[99] != 0.0;
-        assert!(head.values(shape, 0).chunks(PAGE).all(beyond));
+        assert!(floats(head.values(shape, 0)).chunks(PAGE).all(beyond));
         cache.truncate(500);
         assert_eq!((cache.len(), cache.layer(0).len), (100, 100));
         cache.clear();
@@ -336,17 +348,17 @@ mod tests {
             value_dim: 2,
             shared: true,
         };
-        let mut layer = LayerCache::new(shape);
+        let mut layer = LayerCache::new(shape, KvCodec::F32);
         let rows: Vec<f32> = (0..130 * 3).map(|i| i as f32).collect();
         layer.append(&rows[..60], &[]);
         layer.append(&rows[60..], &[]);
         let head = &layer.heads[0];
-        assert_eq!((layer.len, head.values.len()), (130, 0));
-        assert_eq!(head.rows(shape, 130), rows);
-        let values = head.values(shape, 1);
+        assert_eq!((layer.len, head.values.is_none()), (130, true));
+        assert_eq!(head.rows(130), rows);
+        let values = floats(head.values(shape, 1));
         assert_eq!(values[..3], [384.0, 387.0, 0.0]);
         assert_eq!(values[PAGE..PAGE + 3], [385.0, 388.0, 0.0]);
         layer.truncate(129);
-        assert_eq!(layer.heads[0].values(shape, 1)[..2], [384.0, 0.0]);
+        assert_eq!(floats(layer.heads[0].values(shape, 1))[..2], [384.0, 0.0]);
     }
 }

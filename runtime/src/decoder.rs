@@ -6,7 +6,6 @@
 use neuroconv_format::Tensor;
 use neuroconv_recipes::{ModelSpec, Order};
 
-use crate::Error;
 use crate::attention::Attention;
 use crate::cache::{KvCache, LayerCache};
 use crate::latent::LatentAttention;
@@ -16,6 +15,7 @@ use crate::mlp::GatedSilu;
 use crate::norm::RmsNorm;
 use crate::ops::add;
 use crate::rope::{Positions, Rope};
+use crate::{Error, KvCodec};
 
 /// Tokens that run through the layers at once, which bounds the memory of a long prompt.
 const CHUNK_TOKENS: usize = 512;
@@ -31,6 +31,7 @@ pub struct Decoder {
     pub(crate) final_norm: RmsNorm,
     pub(crate) head: Linear,
     pub(crate) bytes_per_token: usize,
+    pub(crate) kv: KvCodec,
 }
 
 #[derive(Debug)]
@@ -59,9 +60,20 @@ impl Decoder {
         &self.spec
     }
 
+    /// The same model with caches in another number format.
+    #[must_use]
+    pub fn with_kv(self, kv: KvCodec) -> Self {
+        Decoder { kv, ..self }
+    }
+
+    /// The number format of its caches.
+    pub fn kv(&self) -> KvCodec {
+        self.kv
+    }
+
     /// An empty cache for one sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(&self.spec)
+        KvCache::new(&self.spec, self.kv)
     }
 
     /// The hidden states `[t, hidden]` after the final norm of `tokens` that follow those in
@@ -203,6 +215,23 @@ mod tests {
                 let in_pieces = logits(&decoder, &tokens, cuts);
                 assert!(at_once == in_pieces, "{name} {cuts:?}");
             }
+        }
+    }
+
+    #[test]
+    fn caches_of_fewer_bits_are_close_and_cut_as_freely() {
+        let tokens = tokens();
+        let decoder = Decoder::load(&Model::random(spec())).unwrap();
+        let exact = logits(&decoder, &tokens, &[]);
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let mut decoder = decoder;
+        for (kv, bound) in [(KvCodec::F16, 1e-3), (KvCodec::Int8, 2e-2)] {
+            decoder = decoder.with_kv(kv);
+            let found = logits(&decoder, &tokens, &[]);
+            assert!(found == logits(&decoder, &tokens, &[1, 100, 130]), "{kv:?}");
+            let off = norm(&mut found.iter().zip(&exact).map(|(a, b)| a - b));
+            let relative = off / norm(&mut exact.iter().copied());
+            assert!(relative > 0.0 && relative < bound, "{kv:?}: {relative}");
         }
     }
 

@@ -10,6 +10,7 @@ use crate::attention::{attend, scale_by};
 use crate::cache::{CacheShape, LayerCache};
 use crate::linear::{Input, Linear};
 use crate::norm::RmsNorm;
+use crate::plane::KvCodec;
 use crate::rope::Positions;
 
 /// Attention of one layer with a latent cache and exact positions.
@@ -45,8 +46,8 @@ impl LatentAttention {
         } = self.spec;
         let mut q_thd = self.q.forward(x);
         cache.append(&self.kv_a.forward(x), &[]);
-        let c_sr = cache.heads[0].rows(cache.shape(), cache.len);
-        let mut latents = Input::new(c_sr, rank);
+        let c_sr = cache.heads[0].rows(cache.len);
+        let mut latents = Input::new(&c_sr, rank);
         let mut k_shd = self.k_b.forward(&mut latents);
         let v_shd = self.v_b.forward(&mut latents);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
@@ -60,7 +61,8 @@ impl LatentAttention {
             rotation.apply(&mut k_shd, kv_heads, head_dim);
         }
         scale_by(&mut q_thd, 1.0 / (head_dim as f32).sqrt());
-        let mut rebuilt = LayerCache::new(CacheShape::of_heads(kv_heads, head_dim, head_dim));
+        let shape = CacheShape::of_heads(kv_heads, head_dim, head_dim);
+        let mut rebuilt = LayerCache::new(shape, KvCodec::F32);
         rebuilt.append(&k_shd, &v_shd);
         let o_thd = attend(&q_thd, &rebuilt, heads, None);
         self.o.forward(&mut Input::new(&o_thd, heads * head_dim))

@@ -23,6 +23,7 @@ mod mla;
 mod mlp;
 mod norm;
 mod ops;
+mod plane;
 mod rope;
 mod side;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use chat::chat_prompt;
 pub use decoder::Decoder;
 pub use error::Error;
 pub use generate::{Generation, Stop, generate};
+pub use plane::KvCodec;
 pub use progress::{Progress, Quiet};
 pub use sample::{Sampler, SamplerConfig};
 pub use source::{Checkpoint, PackedModel, Source, open_source, open_source_unchecked};

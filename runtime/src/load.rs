@@ -19,7 +19,7 @@ use crate::mla::{Encoder, LatentDecoder, LinearEncoder, Mla, NormedEncoder};
 use crate::mlp::GatedSilu;
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
-use crate::{Error, WeightSource};
+use crate::{Error, KvCodec, WeightSource};
 
 impl Decoder {
     /// Loads every tensor of `src`, whose shapes must be those of its description.
@@ -46,6 +46,7 @@ impl Decoder {
             final_norm,
             head,
             bytes_per_token,
+            kv: KvCodec::default(),
         })
     }
 }

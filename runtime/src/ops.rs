@@ -1,5 +1,7 @@
 //! The few vector operations between matrix products. Every sum runs in one fixed order.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// Elements that one task of an elementwise operation takes.
@@ -91,15 +93,45 @@ fn lanes(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     results.into_iter().fold(start, join)
 }
 
-/// `scores = exp(scores - max) / Σ`. A NaN among them makes all NaN.
-pub(crate) fn softmax(scores: &mut [f32]) {
-    let max = lanes(scores, f32::NEG_INFINITY, f32::max);
-    for score in scores.iter_mut() {
-        *score = exp(*score - max);
+/// A softmax over scores that come piece by piece.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunningSoftmax {
+    max: f32,
+    sum: f32,
+}
+
+impl RunningSoftmax {
+    /// Over no scores.
+    pub(crate) fn new() -> Self {
+        RunningSoftmax {
+            max: f32::NEG_INFINITY,
+            sum: 0.0,
+        }
     }
-    let inverse = 1.0 / lanes(scores, 0.0, |sum, x| sum + x);
-    for score in scores.iter_mut() {
-        *score *= inverse;
+
+    /// Makes `exp(score - max)` of the scores in `seen`, for the largest score so far, and zero of the
+    /// others. Gives the factor that makes up for a new largest score in what was summed before; it
+    /// is one where nothing is seen. A NaN among the scores makes the sum NaN.
+    pub(crate) fn take_in(&mut self, scores: &mut [f32], seen: Range<usize>) -> f32 {
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        let scores = &mut scores[seen];
+        if scores.is_empty() {
+            return 1.0;
+        }
+        let max = lanes(scores, self.max, f32::max);
+        let factor = exp(self.max - max);
+        for score in scores.iter_mut() {
+            *score = exp(*score - max);
+        }
+        self.max = max;
+        self.sum = self.sum * factor + lanes(scores, 0.0, |sum, x| sum + x);
+        factor
+    }
+
+    /// What the weighted sum is to be divided by.
+    pub(crate) fn sum(self) -> f32 {
+        self.sum
     }
 }
 
@@ -142,14 +174,18 @@ mod tests {
     }
 
     #[test]
-    fn softmax_sums_to_one_and_keeps_nan() {
-        let mut scores = [1000.0, 999.0, -1000.0];
-        softmax(&mut scores);
-        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert!((scores[0] / scores[1] - 1.0_f32.exp()).abs() < 1e-5);
-        let mut broken = [1.0, f32::NAN];
-        softmax(&mut broken);
-        assert!(broken.iter().all(|s| s.is_nan()));
+    fn pieces_of_a_softmax_sum_to_one_and_keep_nan() {
+        let mut softmax = RunningSoftmax::new();
+        let (mut low, mut high) = ([1e9, 999.0, -1000.0], [1000.0, 1e9]);
+        assert_eq!(softmax.take_in(&mut low, 1..3) * 0.0, 0.0);
+        assert_eq!(softmax.take_in(&mut [7.0], 1..1), 1.0);
+        let factor = softmax.take_in(&mut high, 0..1);
+        assert_eq!((low[0], high[1]), (0.0, 0.0));
+        let weights = [low[1] * factor, low[2] * factor, high[0]].map(|w| w / softmax.sum());
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((weights[2] / weights[0] - 1.0_f32.exp()).abs() < 1e-5);
+        softmax.take_in(&mut [1.0, f32::NAN], 0..2);
+        assert!(softmax.sum().is_nan());
     }
 
     #[test]

@@ -28,6 +28,8 @@ struct Measured {
     cpu: String,
     model: String,
     weights_bytes: usize,
+    /// What a token adds to the cache.
+    kv_bytes_per_token: usize,
     /// Seconds from the path to a model ready to run.
     load_s: f64,
     /// Seconds to check every byte of the weights after that.
@@ -60,7 +62,7 @@ struct Run {
 pub(crate) fn run(args: &BenchArgs, threads: &[u16], seed: u64, ui: Ui) -> anyhow::Result<Exit> {
     let start = Instant::now();
     let source = super::open_unchecked(&args.model)?;
-    let decoder = Decoder::load(&source)?;
+    let decoder = Decoder::load(&source)?.with_kv(args.kv.into());
     let load_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
     source.check()?;
@@ -81,6 +83,7 @@ pub(crate) fn run(args: &BenchArgs, threads: &[u16], seed: u64, ui: Ui) -> anyho
         cpu: machine::cpu(),
         model: args.model.display().to_string(),
         weights_bytes: decoder.bytes_per_token(),
+        kv_bytes_per_token: KvCache::bytes_per_token(decoder.spec(), decoder.kv()),
         load_s,
         check_s,
         prompt: args.prompt,
@@ -154,7 +157,7 @@ impl Bench<'_> {
     /// What a token in the middle of the generated ones reads.
     fn bytes_per_token(&self) -> usize {
         let held = self.prompt.len() + self.generate / 2;
-        let cache = KvCache::bytes_per_token(self.decoder.spec());
+        let cache = KvCache::bytes_per_token(self.decoder.spec(), self.decoder.kv());
         self.decoder.bytes_per_token() + held * cache
     }
 

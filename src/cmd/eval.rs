@@ -25,7 +25,7 @@ pub(crate) fn run(args: &EvalArgs, ui: Ui) -> anyhow::Result<Exit> {
     let scorer: Box<dyn Scorer + '_> = if args.reference {
         Box::new(ReferenceScorer::new(&source)?)
     } else {
-        Box::new(RuntimeScorer::new(&source)?)
+        Box::new(RuntimeScorer::new(&source)?.with_kv(args.kv.into()))
     };
     let progress = ui.progress();
     let (protocol, ctx) = (measurement.protocol, measurement.ctx);

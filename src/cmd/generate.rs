@@ -41,7 +41,7 @@ pub(crate) fn run(args: &GenerateArgs, seed: u64, ui: Ui) -> anyhow::Result<Exit
 
 fn generate(args: &GenerateArgs, source: &Source, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
     let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
-    let decoder = Decoder::load(source)?;
+    let decoder = Decoder::load(source)?.with_kv(args.kv.into());
     let prompt = prompt(args)?;
     let ids = if args.chat {
         let mut messages = Vec::new();

@@ -23,7 +23,9 @@ pub(crate) fn run(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Exit> {
         &recipe_path.display().to_string(),
     )?;
     recipe.set_limits(convert::limits(&args.limits))?;
-    let options = pipeline::options(&measurement, &recipe.limits, args.limits.allow_quality_loss);
+    let mut options =
+        pipeline::options(&measurement, &recipe.limits, args.limits.allow_quality_loss);
+    options.kv = args.kv.into();
     let progress = ui.progress();
     let verification = neuroconv_verify::verify(
         &base,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use neuroconv_recipes::Limits;
-use neuroconv_runtime::{Progress, WeightSource};
+use neuroconv_runtime::{KvCodec, Progress, WeightSource};
 
 use crate::Error;
 use crate::compare::Comparison;
@@ -29,6 +29,9 @@ pub struct VerifyOptions {
     pub allow_quality_loss: bool,
     /// Windows that parity is measured on, spread over all; at least one is taken.
     pub parity_windows: usize,
+    /// Number format of the cache while quality is measured. Parity is measured in single precision,
+    /// since it is the weights' arithmetic that must agree.
+    pub kv: KvCodec,
 }
 
 /// What a verification found.
@@ -44,6 +47,8 @@ pub struct Verification {
     pub corpora: Vec<CorpusRecord>,
     /// Where the time went.
     pub stages: Vec<StageRecord>,
+    /// Number format of the cache that quality was measured with.
+    pub kv: KvCodec,
 }
 
 /// Verifies `artifact` against `base` on `texts`.
@@ -86,6 +91,7 @@ pub fn verify(
     drop(reference);
     stage("verify: parity", start.elapsed().as_secs_f64());
 
+    let runtime = runtime.with_kv(options.kv);
     let original = ReferenceScorer::new(base)?;
     let comparison = Comparison::run(&original, &runtime, &cut, progress)?;
     stage("verify: original", comparison.base_s);
@@ -104,6 +110,7 @@ pub fn verify(
         judgement,
         corpora,
         stages,
+        kv: options.kv,
     })
 }
 
@@ -164,6 +171,7 @@ mod tests {
             },
             allow_quality_loss: false,
             parity_windows: 2,
+            kv: KvCodec::F32,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::parallel::each_window;
 use neuroconv_recipes::ModelSpec;
-use neuroconv_runtime::{Decoder, Progress, WeightSource};
+use neuroconv_runtime::{Decoder, KvCodec, Progress, WeightSource};
 
 use crate::Error;
 use crate::reference::Reference;
@@ -61,6 +61,12 @@ impl RuntimeScorer {
     /// Loads a model into the runtime.
     pub fn new(source: &dyn WeightSource) -> Result<Self, Error> {
         Ok(RuntimeScorer(Decoder::load(source)?))
+    }
+
+    /// The same model with a cache in another number format.
+    #[must_use]
+    pub fn with_kv(self, kv: KvCodec) -> Self {
+        RuntimeScorer(self.0.with_kv(kv))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::attention::attend;
 use crate::cache::{CacheShape, LayerCache};
 use crate::linear::{Input, Linear};
 use crate::norm::RmsNorm;
+use crate::plane::KvCodec;
 use crate::rope::{Positions, Rotation};
 
 /// Latent attention of one layer.
@@ -183,8 +184,8 @@ impl Mla {
             rope_dim,
             ..
         } = self.spec;
-        let rows_sc = cache.heads[0].rows(cache.shape(), cache.len);
-        let (c_sr, k_rope_sp) = split(rows_sc, rank, rope_dim);
+        let rows_sc = cache.heads[0].rows(cache.len);
+        let (c_sr, k_rope_sp) = split(&rows_sc, rank, rope_dim);
         let size = head_dim * rank;
         let mut k_hdr = vec![0.0; self.decoder.k_hrd.len()];
         let both = k_hdr
@@ -207,7 +208,7 @@ impl Mla {
         let shared = k_rope_sp.chunks(rope_dim.max(1));
         let k_rope_shp: Vec<f32> = shared.flat_map(|k_p| k_p.repeat(heads)).collect();
         let shape = CacheShape::of_heads(heads, head_dim + rope_dim, head_dim);
-        let mut all = LayerCache::new(shape);
+        let mut all = LayerCache::new(shape, KvCodec::F32);
         all.append(&join(&k_shd, head_dim, &k_rope_shp, rope_dim), &v_shd);
         let q_thd = join(&queries.nope_thd, head_dim, &queries.rope_thp, rope_dim);
         attend(&q_thd, &all, heads, None)

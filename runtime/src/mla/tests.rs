@@ -77,7 +77,7 @@ fn absorbed_and_expanded_agree() {
             let decoder = Decoder::load(&model).unwrap();
             let layer = layer_of(&decoder);
             let rope = Rope::new(&model.spec);
-            let mut cache = KvCache::new(&model.spec);
+            let mut cache = KvCache::new(&model.spec, KvCodec::F32);
             let x = noise(150 * HIDDEN);
             for range in [0..140, 140..141, 141..150] {
                 let part = &x[range.start * HIDDEN..range.end * HIDDEN];
@@ -166,7 +166,7 @@ fn a_layer_does_what_its_formulas_say() {
         .map(|v| v as f32)
         .collect();
     let rope = Rope::new(&model.spec);
-    let mut cache = KvCache::new(&model.spec);
+    let mut cache = KvCache::new(&model.spec, KvCodec::F32);
     let positions = Positions::new(&rope, 0, t);
     let mut input = Input::new(&x, HIDDEN);
     let found = layer_of(&decoder).forward(&mut input, cache.layer(0), &positions);
@@ -299,8 +299,9 @@ fn one_pass_and_many_agree_and_the_cache_is_as_small_as_promised() {
             assert!(worst(&found, &at_once) < 1e-4, "{mixer:?}");
             let numbers = mixer.cached_numbers() + 18;
             assert_eq!(cache.bytes(), 256 * numbers * 4);
-            assert_eq!(KvCache::bytes_per_token(&model.spec), numbers * 4);
-            assert_eq!(KvCache::measured_bytes_per_token(&model.spec), numbers * 4);
+            let bytes = |codec| KvCache::bytes_per_token(&model.spec, codec);
+            assert_eq!(bytes(KvCodec::F32), numbers * 4);
+            assert_eq!(bytes(KvCodec::F16), numbers * 2);
         }
     }
 }

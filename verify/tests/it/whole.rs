@@ -2,7 +2,7 @@
 
 use neuroconv_format::Codec;
 use neuroconv_recipes::{Limits, Role, TensorId};
-use neuroconv_runtime::Quiet;
+use neuroconv_runtime::{KvCodec, Quiet};
 use neuroconv_verify::{
     Error, Protocol, ReferenceScorer, RuntimeScorer, Verdict, VerifyOptions, evaluate, verify,
     windows,
@@ -23,6 +23,7 @@ fn options() -> VerifyOptions {
         },
         allow_quality_loss: false,
         parity_windows: 2,
+        kv: KvCodec::F32,
     }
 }
 
