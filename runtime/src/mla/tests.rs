@@ -305,3 +305,27 @@ fn one_pass_and_many_agree_and_the_cache_is_as_small_as_promised() {
         }
     }
 }
+
+/// Latents rounded to fewer bits, their rotated part with a scale of its own.
+#[test]
+fn latents_of_fewer_bits_are_close_and_cut_as_freely() {
+    let mixed = every_shape().into_iter().map(Mixer::Mla);
+    for mixer in mixed.chain([Mixer::Latent(latent(10))]) {
+        let model = model([mixer.clone(), Mixer::Mla(mla(12, 6, MlaEncoder::Linear))]);
+        let tokens: Vec<u32> = (0..140).map(|i| (i * 17 + 3) % 50).collect();
+        let run = |kv, cut: usize| -> Vec<f32> {
+            let decoder = Decoder::load(&model).unwrap().with_kv(kv);
+            let mut cache = decoder.new_cache();
+            let mut out = decoder.hidden(&tokens[..cut], &mut cache).unwrap();
+            out.extend(decoder.hidden(&tokens[cut..], &mut cache).unwrap());
+            out
+        };
+        let exact = run(KvCodec::F32, 130);
+        for (kv, bound) in [(KvCodec::F16, 0.02), (KvCodec::Int8, 0.3)] {
+            let found = run(kv, 130);
+            let off = worst(&found, &exact);
+            assert!(off > 0.0 && off < bound, "{mixer:?} {kv:?}: {off}");
+            assert!(worst(&run(kv, 70), &found) < 1e-2, "{mixer:?} {kv:?}");
+        }
+    }
+}
