@@ -18,7 +18,7 @@ use crate::rope::{Positions, Rope};
 use crate::{Error, KvCodec};
 
 /// Tokens that run through the layers at once, which bounds the memory of a long prompt.
-const CHUNK_TOKENS: usize = 512;
+pub(crate) const CHUNK_TOKENS: usize = 512;
 
 /// A model in memory, ready to run. Packed and half-precision weights stay as they are stored,
 /// mapped weights stay mapped.
@@ -100,7 +100,7 @@ impl Decoder {
         self.bytes_per_token
     }
 
-    fn check(&self, tokens: &[u32], cache: &KvCache) -> Result<(), Error> {
+    pub(crate) fn check(&self, tokens: &[u32], cache: &KvCache) -> Result<(), Error> {
         if tokens.is_empty() {
             return Err(Error::NoTokens);
         }
@@ -123,13 +123,20 @@ impl Decoder {
         }
     }
 
-    fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
+    /// The rows `[t, hidden]` of the embedding; the ids are those of [`Decoder::check`].
+    pub(crate) fn embedded(&self, tokens: &[u32]) -> Vec<f32> {
         let hidden = self.spec.hidden;
-        let positions = Positions::new(&self.rope, cache.len(), tokens.len());
         let mut x_td = vec![0.0; tokens.len() * hidden];
         for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
             neuroconv_quant::dequantize_row(&self.embed, token as usize, x_d);
         }
+        x_td
+    }
+
+    fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
+        let hidden = self.spec.hidden;
+        let positions = Positions::new(&self.rope, cache.len(), tokens.len());
+        let mut x_td = self.embedded(tokens);
         for (index, layer) in self.layers.iter().enumerate() {
             match self.spec.block.order {
                 Order::Pre => layer.forward(&mut x_td, hidden, cache.layer(index), &positions),
@@ -143,7 +150,7 @@ impl Decoder {
 
 impl Layer {
     /// `x + mixer(norm(x))`, then `x + mlp(norm(x))`, in place.
-    fn forward(
+    pub(crate) fn forward(
         &self,
         x_td: &mut [f32],
         hidden: usize,

@@ -17,6 +17,7 @@ pub mod weights;
 mod attention;
 mod guard;
 mod latent;
+mod layers;
 mod linear;
 mod load;
 mod mla;
