@@ -66,6 +66,7 @@ pub(crate) enum Command {
     /// Convert by a recipe file
     Run(RunArgs),
     /// Compare an artifact with the model it was made from, and judge it
+    #[command(after_help = crate::exit::HELP)]
     Verify(VerifyArgs),
     /// Measure the perplexity of a model on a text
     Eval(EvalArgs),
@@ -79,8 +80,11 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Write forms that other engines load (not in this version)
     Export(UnsupportedArgs),
-    /// Judge an artifact against a stored baseline (not in this version)
-    Gate(UnsupportedArgs),
+    /// Judge an artifact for a build: original, limits, yardstick and stored baseline
+    #[command(after_help = crate::exit::HELP)]
+    Gate(GateArgs),
+    /// Print the JSON Schema of a file that this program writes
+    Schema(SchemaArgs),
 }
 
 /// Flags of a command that this version does not have, swallowed so that the answer is plain.
@@ -131,6 +135,10 @@ pub(crate) struct OutputArgs {
     /// Print the plan and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// Take the first two layers all the way before the whole model
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub(crate) smoke: SmokeArg,
 }
 
 /// How quality is measured.
@@ -204,6 +212,59 @@ pub(crate) struct LimitArgs {
     pub(crate) allow_quality_loss: bool,
 }
 
+/// How much is measured, and against what.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct JudgeArgs {
+    /// Use all the tokens allowed, although fewer would decide
+    #[arg(long)]
+    pub(crate) all_tokens: bool,
+
+    /// Also judge against the original rounded as a common format rounds
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) yardstick: Option<YardstickArg>,
+
+    /// Refuse above this ratio of mean KL divergences, artifact to yardstick
+    #[arg(long, value_name = "X", value_parser = positive, default_value = "1.25", requires = "yardstick")]
+    pub(crate) max_yardstick: Option<f64>,
+
+    /// Keep the original's logits here between runs, exactly; 4 bytes per token and vocabulary entry
+    #[arg(long, value_name = "DIR")]
+    pub(crate) logit_cache: Option<PathBuf>,
+}
+
+/// Formats that the original can be rounded as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum YardstickArg {
+    /// Eight bits in blocks of 32
+    Q8,
+    /// Four bits in blocks of 32
+    Q4,
+}
+
+/// When annotations for GitHub are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GithubArg {
+    /// In workflows of GitHub
+    #[default]
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+/// Whether two layers are tried before the whole model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SmokeArg {
+    /// For weights of more than 512 MB
+    #[default]
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
 /// Which reports are written.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ReportArgs {
@@ -214,6 +275,10 @@ pub(crate) struct ReportArgs {
     /// Also write the reports here, whatever the verdict
     #[arg(long, value_name = "DIR")]
     pub(crate) report_dir: Option<PathBuf>,
+
+    /// Print annotations, append the step summary and set outputs of a GitHub workflow
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub(crate) github: GithubArg,
 }
 
 /// Forms of a report.
@@ -227,6 +292,8 @@ pub(crate) enum ReportForm {
     Html,
     /// For CI systems
     Junit,
+    /// For what reads results of lm-evaluation-harness
+    LmEval,
 }
 
 /// Flags of every conversion.
@@ -241,6 +308,9 @@ pub(crate) struct ConvertArgs {
     /// What the gate accepts.
     #[command(flatten, next_help_heading = "Gate")]
     pub(crate) limits: LimitArgs,
+    /// How much is measured, and against what.
+    #[command(flatten, next_help_heading = "Gate")]
+    pub(crate) judge: JudgeArgs,
     /// Which reports are written.
     #[command(flatten, next_help_heading = "Reports")]
     pub(crate) report: ReportArgs,
@@ -299,7 +369,7 @@ pub(crate) struct RunArgs {
 }
 
 /// Flags of `verify`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct VerifyArgs {
     /// The artifact to judge
     pub(crate) artifact: PathBuf,
@@ -318,9 +388,47 @@ pub(crate) struct VerifyArgs {
     /// What the gate accepts.
     #[command(flatten, next_help_heading = "Gate")]
     pub(crate) limits: LimitArgs,
+    /// How much is measured, and against what.
+    #[command(flatten, next_help_heading = "Gate")]
+    pub(crate) judge: JudgeArgs,
     /// Which reports are written.
     #[command(flatten, next_help_heading = "Reports")]
     pub(crate) report: ReportArgs,
+}
+
+/// Flags of `gate`.
+#[derive(Debug, Args)]
+pub(crate) struct GateArgs {
+    /// What `verify` takes.
+    #[command(flatten)]
+    pub(crate) verify: VerifyArgs,
+
+    /// What exports reached before: judge the change
+    #[arg(long, value_name = "FILE")]
+    pub(crate) baseline: Option<PathBuf>,
+
+    /// Refuse where a figure of the baseline became worse by more than this share, such as 2%
+    #[arg(long, value_name = "SHARE", value_parser = percent, default_value = "2%", requires = "baseline")]
+    pub(crate) max_drift: f64,
+
+    /// Write what was reached into the baseline, if no other check fails
+    #[arg(long, requires = "baseline")]
+    pub(crate) update_baseline: bool,
+}
+
+/// Flags of `schema`.
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// Which file
+    #[arg(value_enum)]
+    pub(crate) what: SchemaArg,
+}
+
+/// Files with a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaArg {
+    /// report.json
+    Report,
 }
 
 /// Flags of `eval`.
@@ -472,6 +580,14 @@ pub(crate) fn non_negative(text: &str) -> Result<f64, String> {
     })
 }
 
+/// A share, in percent where the sign says so.
+fn percent(text: &str) -> Result<f64, String> {
+    match text.strip_suffix('%') {
+        Some(number) => Ok(non_negative(number.trim_end())? / 100.0),
+        None => non_negative(text),
+    }
+}
+
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     finite(text).and_then(|v| {
         if (0.0..=1.0).contains(&v) {
@@ -506,6 +622,7 @@ mod tests {
         for bad in ["nan", "inf", "-1", "0", "x"] {
             assert!(positive(bad).is_err(), "{bad}");
         }
+        assert!(percent("2%") == Ok(0.02) && percent("0.5") == Ok(0.5) && percent("-1%").is_err());
         assert!(share("1.01").is_err() && share("NaN").is_err() && share("1") == Ok(1.0));
         assert_eq!(thread_counts("1,16"), Ok(ThreadCounts(vec![1, 16])));
         assert!(

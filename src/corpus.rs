@@ -26,13 +26,15 @@ pub(crate) struct Measurement {
     pub(crate) ctx: usize,
     /// Tokens of each text at most.
     pub(crate) max_tokens: usize,
+    /// What tokenized them.
+    pub(crate) tokenizer: TextTokenizer,
 }
 
 /// Reads and tokenizes the texts that `args` names, or the built-in one.
 pub(crate) fn measurement(
     args: &MeasureArgs,
     spec: &ModelSpec,
-    tokenizer: &TextTokenizer,
+    tokenizer: TextTokenizer,
 ) -> anyhow::Result<Measurement> {
     let ctx = match args.ctx {
         Some(ctx) if ctx as usize > spec.max_positions => {
@@ -55,10 +57,10 @@ pub(crate) fn measurement(
             .file_name()
             .unwrap_or(path.as_os_str())
             .to_string_lossy();
-        texts.push(tokenize(&name, &text, tokenizer)?);
+        texts.push(tokenize(&name, &text, &tokenizer)?);
     }
     if texts.is_empty() {
-        texts.push(tokenize("built-in English", BUILT_IN, tokenizer)?);
+        texts.push(tokenize("built-in English", BUILT_IN, &tokenizer)?);
     }
     let protocol = match args.protocol {
         ProtocolArg::Windows => Protocol::Windows,
@@ -70,6 +72,7 @@ pub(crate) fn measurement(
         protocol,
         ctx,
         max_tokens,
+        tokenizer,
     })
 }
 

@@ -33,7 +33,7 @@ impl Misuse {
 pub(crate) fn unsupported(command: &str) -> anyhow::Error {
     Misuse::new(
         format!("`neuroconv {command}` is not in this version"),
-        "this version has inspect, plan, mla, int8, int4, ternary, run, verify, eval, generate, bench, diff and demo",
+        "this version has inspect, plan, mla, int8, int4, ternary, run, verify, gate, eval, generate, bench, diff and demo",
     )
     .into()
 }
@@ -124,7 +124,10 @@ fn verify(error: &VerifyError) -> Exit {
     match error {
         VerifyError::UnknownProtocol(_)
         | VerifyError::ContextTooShort { .. }
-        | VerifyError::ContextTooLong { .. } => Exit::Usage,
+        | VerifyError::ContextTooLong { .. }
+        | VerifyError::NoBaseline { .. }
+        | VerifyError::OtherBaseline { .. } => Exit::Usage,
+        VerifyError::Cache(_) => Exit::Resources,
         VerifyError::Reference { .. } | VerifyError::Report(_) => Exit::Bug,
         _ => Exit::Input,
     }

@@ -9,9 +9,9 @@ use std::path::Path;
 use neuroconv_convert::{ConvertedLayers, ConvertedModel, convert_attention};
 use neuroconv_recipes::{Mixer, MlaRecipe, ModelSpec, Rank, Recipe};
 use neuroconv_runtime::{Checkpoint, Progress, Quiet, WeightSource};
-use neuroconv_verify::compare::Comparison;
+use neuroconv_verify::compare::mean_kld;
 use neuroconv_verify::report::MlaRecord;
-use neuroconv_verify::{EvalText, Metrics, Protocol, RuntimeScorer, evaluate, windows};
+use neuroconv_verify::{EvalText, Protocol, RuntimeScorer, evaluate, windows};
 
 use crate::pipeline::INTERRUPTED;
 
@@ -191,8 +191,8 @@ fn layer_losses(
         let mut spec = source.spec().clone();
         spec.layers[layer] = converted.layers[layer].clone();
         let model = ConvertedModel::new(source, &spec, layers);
-        let found = Comparison::run(&base, &RuntimeScorer::new(&model)?, sample, &Quiet)?;
-        losses.push((layer, Metrics::of(&found)?.kld_mean.value));
+        let kld = mean_kld(&base, &RuntimeScorer::new(&model)?, sample, &Quiet)?;
+        losses.push((layer, kld));
         progress.advance(1);
     }
     progress.finish();

@@ -10,6 +10,7 @@ mod corpus;
 mod demo_model;
 mod exit;
 mod failure;
+mod github;
 mod interrupt;
 mod latent;
 mod machine;
@@ -17,6 +18,7 @@ mod mla_args;
 mod pipeline;
 mod present;
 mod reports;
+mod smoke;
 mod ui;
 
 use std::panic;
@@ -99,7 +101,8 @@ fn run(command: Command, threads: &[u16], seed: u64, ui: Ui) -> anyhow::Result<E
         Command::Diff(args) => cmd::diff::run(&args, ui),
         Command::Demo(args) => cmd::demo::run(&args, ui),
         Command::Export(_) => Err(failure::unsupported("export")),
-        Command::Gate(_) => Err(failure::unsupported("gate")),
+        Command::Gate(args) => cmd::gate::run(&args, ui),
+        Command::Schema(args) => Ok(cmd::schema::run(&args)),
     }
 }
 

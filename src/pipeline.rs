@@ -13,12 +13,19 @@ use neuroconv_convert::{Emission, Plan, StagedArtifact, Staging};
 use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_format::{Manifest, Validate};
 use neuroconv_recipes::{Limits, Recipe};
-use neuroconv_runtime::{Checkpoint, KvCache, KvCodec, PackedModel, Progress, WeightSource};
-use neuroconv_verify::report::{
-    ArtifactRecord, MlaRecord, Report, SCHEMA_VERSION, StageRecord, TensorLine,
+use neuroconv_runtime::{
+    Checkpoint, KvCache, KvCodec, PackedModel, Progress, TextTokenizer, WeightSource,
 };
-use neuroconv_verify::{Verdict, Verification, VerifyOptions};
+use neuroconv_verify::drift::worst_layer;
+use neuroconv_verify::report::{
+    ArtifactRecord, MlaRecord, Report, SCHEMA_VERSION, SampleRecord, StageRecord, TensorLine,
+    YardstickRecord,
+};
+use neuroconv_verify::{
+    Check, CheckClass, CheckStatus, Judgement, Verdict, Verification, VerifyOptions, Yardstick,
+};
 
+use crate::args::{JudgeArgs, YardstickArg};
 use crate::calibration::CalibrationText;
 use crate::corpus::Measurement;
 use crate::exit::Exit;
@@ -41,6 +48,7 @@ pub(crate) struct Job<'a> {
     pub(crate) overwrite: bool,
     pub(crate) calibration: &'a CalibrationText,
     pub(crate) measurement: &'a Measurement,
+    pub(crate) judge: &'a JudgeArgs,
     pub(crate) allow_quality_loss: bool,
 }
 
@@ -55,16 +63,25 @@ pub(crate) struct Judged {
 pub(crate) fn options(
     measurement: &Measurement,
     limits: &Limits,
+    judge: &JudgeArgs,
     allow_quality_loss: bool,
 ) -> VerifyOptions {
+    let yardstick = judge.yardstick.map(|how| match how {
+        YardstickArg::Q8 => Yardstick::Q8,
+        YardstickArg::Q4 => Yardstick::Q4,
+    });
     VerifyOptions {
         protocol: measurement.protocol,
         ctx: measurement.ctx,
         max_tokens: Some(measurement.max_tokens),
+        stop_early: !judge.all_tokens,
         limits: *limits,
+        yardstick: yardstick.map(|how| (how, judge.max_yardstick.unwrap_or(1.25))),
         allow_quality_loss,
         parity_windows: PARITY_WINDOWS,
         kv: KvCodec::default(),
+        logit_cache: judge.logit_cache.clone(),
+        thorough: true,
     }
 }
 
@@ -82,16 +99,19 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
     )?;
     let convert_s = start.elapsed().as_secs_f64();
     let model = PackedModel::open(&staged.path(), Validate::Full)?;
-    let options = options(job.measurement, &job.recipe.limits, job.allow_quality_loss);
-    let verification = neuroconv_verify::verify(
-        job.source,
-        &model,
-        &job.measurement.texts,
-        &options,
-        progress,
-    )?;
-    let advice = advice(&verification, staged.manifest());
-    let mut report = report(verification, job.source, &model, job.output);
+    let options = options(
+        job.measurement,
+        &job.recipe.limits,
+        job.judge,
+        job.allow_quality_loss,
+    );
+    let examined = Examined {
+        base: job.source,
+        artifact: &model,
+        folder: &staged.path(),
+        shown: job.output,
+    };
+    let (mut report, advice) = examine(&examined, job.measurement, &options, progress)?;
     report.stages.insert(
         0,
         StageRecord {
@@ -143,13 +163,107 @@ fn latent_record(
     finished.record().map(Some)
 }
 
-/// What would help an artifact that was not passed.
-pub(crate) fn advice(verification: &Verification, manifest: &Manifest) -> Vec<String> {
-    neuroconv_verify::advice(
+/// What is judged, and against what.
+pub(crate) struct Examined<'a> {
+    pub(crate) base: &'a Checkpoint,
+    pub(crate) artifact: &'a PackedModel,
+    /// Where the artifact lies now.
+    pub(crate) folder: &'a Path,
+    /// Where reports say it lies.
+    pub(crate) shown: &'a Path,
+}
+
+/// Measures and judges; the report, and what would help where it is not passed.
+pub(crate) fn examine(
+    what: &Examined<'_>,
+    measurement: &Measurement,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> anyhow::Result<(Report, Vec<String>)> {
+    let Measurement {
+        texts, tokenizer, ..
+    } = measurement;
+    let mut verification =
+        neuroconv_verify::verify(what.base, what.artifact, texts, options, progress)?;
+    let mut checks = verification.judgement.checks;
+    checks.push(side_files(what)?);
+    checks.sort_by_key(|c| c.class == CheckClass::Quality);
+    verification.judgement = Judgement::of(checks, options.allow_quality_loss);
+    let manifest = what.artifact.artifact().manifest();
+    let advice = neuroconv_verify::advice(
         &verification.judgement,
         &verification.metrics,
         body_codec(manifest),
-    )
+    );
+    let samples = samples(&verification, tokenizer)?;
+    let mut report = report(verification, what);
+    report.samples = samples;
+    report.yardstick = yardstick(&report, options);
+    Ok((report, advice))
+}
+
+/// Tokenizer, templates and licence are to be those of the source, byte for byte.
+fn side_files(what: &Examined<'_>) -> anyhow::Result<Check> {
+    let source = what.base.files();
+    let mut different = Vec::new();
+    for path in source.side_files()? {
+        let name = path.strip_prefix(source.path()).unwrap_or(&path);
+        let copy = what.folder.join(name);
+        if !copy.is_file() || fs_err::read(&path)? != fs_err::read(&copy)? {
+            different.push(name.display().to_string());
+        }
+    }
+    Ok(Check {
+        id: "parity.side_files".to_owned(),
+        class: CheckClass::Parity,
+        status: if different.is_empty() {
+            CheckStatus::Pass
+        } else {
+            CheckStatus::Fail
+        },
+        limit: 0.0,
+        observed: different.len() as f64,
+        waived: false,
+        detail: (!different.is_empty()).then(|| different.join(", ")),
+    })
+}
+
+/// What both models wrote, as text.
+fn samples(
+    verification: &Verification,
+    tokenizer: &TextTokenizer,
+) -> anyhow::Result<Vec<SampleRecord>> {
+    let mut out = Vec::new();
+    for c in &verification.continuations {
+        // Decoded with the prompt, for a tokenizer may join what stands at the seam.
+        let prompt = tokenizer.decode(&c.prompt)?;
+        let after = |tokens: &[u32]| -> anyhow::Result<String> {
+            let all: Vec<u32> = c.prompt.iter().chain(tokens).copied().collect();
+            let text = tokenizer.decode(&all)?;
+            Ok(text.strip_prefix(&prompt).unwrap_or(&text).to_owned())
+        };
+        out.push(SampleRecord {
+            original: after(&c.original)?,
+            artifact: after(&c.artifact)?,
+            divergence: c.divergence(),
+            tokens: c.original.len(),
+            prompt,
+        });
+    }
+    Ok(out)
+}
+
+fn yardstick(report: &Report, options: &VerifyOptions) -> Option<YardstickRecord> {
+    let (how, _) = options.yardstick?;
+    let detail = report.metrics.detail.as_ref()?;
+    let [ppl, kld_mean] = detail.yardstick?;
+    Some(YardstickRecord {
+        name: how.name().to_owned(),
+        bits_per_weight: how.bits_per_weight(),
+        ppl,
+        kld_mean,
+        kld_ratio: detail.yardstick_kld_ratio,
+    })
 }
 
 /// The codec that most bytes of the blocks' matrices are stored in.
@@ -169,12 +283,8 @@ fn body_codec(manifest: &Manifest) -> &'static str {
 }
 
 /// The report on an artifact, from what was measured and what its manifest says.
-pub(crate) fn report(
-    verification: Verification,
-    base: &dyn WeightSource,
-    artifact: &PackedModel,
-    path: &Path,
-) -> Report {
+fn report(verification: Verification, what: &Examined<'_>) -> Report {
+    let (base, artifact) = (what.base, what.artifact);
     let manifest = artifact.artifact().manifest();
     let exit_code = verification.judgement.exit_code();
     let Verification {
@@ -182,6 +292,12 @@ pub(crate) fn report(
         parity,
         judgement,
         corpora,
+        texts,
+        long,
+        layers,
+        continuations: _,
+        engine,
+        tokens_saved,
         stages,
         kv,
     } = verification;
@@ -191,7 +307,7 @@ pub(crate) fn report(
         exit_code,
         source: manifest.source.clone(),
         artifact: ArtifactRecord {
-            path: path.display().to_string(),
+            path: what.shown.display().to_string(),
             size_bytes: manifest.size.weights_bytes,
             bits_per_weight: manifest.size.bits_per_weight,
             kv_bytes_per_token: KvCache::bytes_per_token(artifact.spec(), kv) as u64,
@@ -202,6 +318,14 @@ pub(crate) fn report(
         metrics,
         parity,
         mla: None,
+        texts,
+        long,
+        worst_layer: worst_layer(&layers),
+        layers,
+        samples: Vec::new(),
+        engine: engine.to_owned(),
+        tokens_saved,
+        yardstick: None,
         tensors: manifest.tensors.iter().map(TensorLine::from).collect(),
         checks: judgement.checks,
         stages,

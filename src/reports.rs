@@ -7,7 +7,7 @@ use neuroconv_convert::card::FrontMatter;
 use neuroconv_format::Manifest;
 use neuroconv_format::manifest::SourceRecord;
 use neuroconv_recipes::Recipe;
-use neuroconv_verify::render::{render_html, render_junit, render_markdown};
+use neuroconv_verify::render::{render_html, render_junit, render_lm_eval, render_markdown};
 use neuroconv_verify::report::Report;
 use neuroconv_verify::{Check, CheckClass, Verdict};
 
@@ -23,6 +23,7 @@ pub(crate) struct Rendered {
     pub(crate) md: Option<Vec<u8>>,
     pub(crate) html: Option<Vec<u8>>,
     pub(crate) junit: Option<Vec<u8>>,
+    pub(crate) lm_eval: Option<Vec<u8>>,
 }
 
 impl Forms {
@@ -50,6 +51,7 @@ impl Forms {
             md: form(ReportForm::Md, render_markdown),
             html: form(ReportForm::Html, render_html),
             junit: form(ReportForm::Junit, render_junit),
+            lm_eval: form(ReportForm::LmEval, render_lm_eval),
         })
     }
 }
@@ -63,6 +65,7 @@ pub(crate) fn write(dir: &Path, forms: &Forms, report: &Report) -> anyhow::Resul
         ("report.md", rendered.md),
         ("report.html", rendered.html),
         ("junit.xml", rendered.junit),
+        ("results.json", rendered.lm_eval),
     ] {
         if let Some(bytes) = bytes {
             fs_err::write(dir.join(name), bytes)?;
@@ -89,12 +92,28 @@ pub(crate) fn card(
         title,
         source: manifest.source.id.clone(),
         commit: manifest.source.commit.clone(),
-        base_model: None,
+        // Only a hub's name can be followed; a folder's means nothing elsewhere.
+        base_model: manifest
+            .source
+            .id
+            .contains('/')
+            .then(|| manifest.source.id.clone()),
+        quantized: manifest.tensors.iter().any(|t| t.group.is_some()),
+        metrics: card_metrics(report),
         carried,
-        tags: vec![recipe.name.clone()],
+        tags: tags(recipe, manifest),
         verdict: verdict_word(report.verdict).to_owned(),
         summary: if waived {
-            "Quality is below the limits; the user accepted that by name.".to_owned()
+            let missed: Vec<&str> = report
+                .checks
+                .iter()
+                .filter(|c| c.waived)
+                .map(|c| c.id.as_str())
+                .collect();
+            format!(
+                "Quality is below the limits ({}); the user accepted that by name.",
+                missed.join(", ")
+            )
         } else {
             "Implementation parity and every quality limit hold.".to_owned()
         },
@@ -103,12 +122,61 @@ pub(crate) fn card(
         command: command_line(),
         recipe_toml: recipe.to_toml(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        limits: vec![
-            "Measured by next-token statistics on the texts named in the report, nothing else."
-                .to_owned(),
-            "Behaviour that those texts do not exercise was not compared.".to_owned(),
-        ],
+        limits: card_limits(report),
     }
+}
+
+/// The recipe, and the codecs that it came to.
+fn tags(recipe: &Recipe, manifest: &Manifest) -> Vec<String> {
+    let packed = manifest.tensors.iter().filter(|t| t.group.is_some());
+    let codecs: std::collections::BTreeSet<&str> = packed.map(|t| t.codec.name()).collect();
+    let mut tags = vec![recipe.name.clone()];
+    tags.extend(
+        codecs
+            .into_iter()
+            .filter(|c| *c != recipe.name)
+            .map(str::to_owned),
+    );
+    tags
+}
+
+/// Perplexity of each text, or of all where there is one.
+fn card_metrics(report: &Report) -> Vec<[String; 4]> {
+    let rows = report.texts.iter().chain(&report.long);
+    let metric = |row: &neuroconv_verify::metrics::Row| {
+        let protocol = report.corpora.first().map_or("", |c| c.protocol.as_str());
+        [
+            row.name.clone(),
+            "perplexity".to_owned(),
+            format!("token perplexity, {protocol} {}", row.ctx),
+            format!("{:.4}", row.ppl.value),
+        ]
+    };
+    rows.map(metric).collect()
+}
+
+/// What the figures do not say.
+fn card_limits(report: &Report) -> Vec<String> {
+    let names: Vec<&str> = report.corpora.iter().map(|c| c.name.as_str()).collect();
+    let longest = report.long.iter().map(|r| r.ctx);
+    let longest = longest.chain(report.corpora.iter().map(|c| c.ctx)).max();
+    let mut limits = vec![
+        format!(
+            "Measured by next-token statistics on {} scored tokens of {}, nothing else.",
+            report.metrics.eval_tokens,
+            names.join(", ")
+        ),
+        "Behaviour that those texts do not exercise was not compared: other languages, code, \
+         conversation through a chat template, safety."
+            .to_owned(),
+        format!(
+            "Windows of up to {} tokens were compared; longer ones were not.",
+            longest.unwrap_or(0)
+        ),
+        "No training was done; whatever the source does wrong, this does too.".to_owned(),
+    ];
+    limits.extend(report.warnings.iter().cloned());
+    limits
 }
 
 /// Bytes of the weight files of a source.
@@ -124,13 +192,18 @@ pub(crate) fn weight_bytes(source: &SourceRecord) -> u64 {
 fn comparison(report: &Report) -> Vec<[String; 3]> {
     let m = &report.metrics;
     let source_bytes = weight_bytes(&report.source);
+    let artifact = &report.artifact;
     let row = |name: &str, a: String, b: String| [name.to_owned(), a, b];
-    let a = &report.artifact;
+    let interval = |i: &neuroconv_verify::Interval, digits: usize| match (i.lo, i.hi) {
+        (Some(lo), Some(hi)) => format!("{:.digits$} ({lo:.digits$} – {hi:.digits$})", i.value),
+        _ => format!("{:.digits$}", i.value),
+    };
+    let none = || "–".to_owned();
     vec![
         row(
             "weight files",
             present::bytes(source_bytes),
-            present::bytes(report.artifact.size_bytes),
+            present::bytes(artifact.size_bytes),
         ),
         row(
             "bits per weight",
@@ -138,26 +211,24 @@ fn comparison(report: &Report) -> Vec<[String; 3]> {
                 "{:.3}",
                 source_bytes as f64 * 8.0 / report.source.params as f64
             ),
-            format!("{:.3}", report.artifact.bits_per_weight),
+            format!("{:.3}", artifact.bits_per_weight),
         ),
         row(
             "cache bytes per token",
-            a.kv_bytes_per_token_source.to_string(),
-            a.kv_bytes_per_token.to_string(),
+            artifact.kv_bytes_per_token_source.to_string(),
+            artifact.kv_bytes_per_token.to_string(),
         ),
         row(
-            "perplexity",
-            format!("{:.4}", m.ppl_base.value),
-            format!("{:.4}", m.ppl.value),
+            "perplexity (95 %)",
+            interval(&m.ppl_base, 4),
+            interval(&m.ppl, 4),
         ),
-        row(
-            "mean KL divergence, nats",
-            "0".to_owned(),
-            format!("{:.5}", m.kld_mean.value),
-        ),
+        row("perplexity ratio", none(), interval(&m.ppl_ratio, 4)),
+        row("mean KL divergence, nats", none(), interval(&m.kld_mean, 5)),
+        row("99th percentile of KL", none(), format!("{:.5}", m.kld_p99)),
         row(
             "same best token",
-            "100 %".to_owned(),
+            none(),
             format!("{:.2} %", m.top1.value * 100.0),
         ),
     ]

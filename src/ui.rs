@@ -49,6 +49,16 @@ impl Ui {
         }
     }
 
+    /// A result that is JSON whatever was asked for.
+    pub(crate) fn raw_result(text: &str) {
+        Self::raw(text);
+    }
+
+    /// A line for the machinery that runs this program, whatever was asked for.
+    pub(crate) fn workflow_command(line: &str) {
+        Self::stderr(&format!("{line}\n"));
+    }
+
     /// The JSON result, if JSON was asked for.
     pub(crate) fn object(self, value: &impl Serialize) -> anyhow::Result<()> {
         if self.json {

@@ -4,4 +4,5 @@
 
 mod arrows;
 mod cli;
+mod gate;
 mod mla;

@@ -25,6 +25,10 @@ pub struct Card {
     pub commit: Option<String>,
     /// Hub id of the source; none for a local folder.
     pub base_model: Option<String>,
+    /// Whether weights were rounded: `quantized`, else `finetune`.
+    pub quantized: bool,
+    /// What was measured: text, quantity as the hub calls it, name, value.
+    pub metrics: Vec<[String; 4]>,
     /// What is carried over from the source's card.
     pub carried: FrontMatter,
     /// Tags beside `neuroconv`, such as the codec.
@@ -190,15 +194,43 @@ impl Card {
         if let Some(base) = &self.base_model {
             let _ = writeln!(
                 out,
-                "base_model: {}\nbase_model_relation: quantized",
-                yaml(base)
+                "base_model: {}\nbase_model_relation: {}",
+                yaml(base),
+                if self.quantized {
+                    "quantized"
+                } else {
+                    "finetune"
+                }
             );
         }
         let tags: Vec<String> = std::iter::once("neuroconv".to_owned())
             .chain(self.tags.iter().cloned())
             .collect();
         list(&mut out, "tags", &tags);
+        self.model_index(&mut out);
         out + "---\n"
+    }
+
+    /// Where the hub reads figures from.
+    fn model_index(&self, out: &mut String) {
+        if self.metrics.is_empty() {
+            return;
+        }
+        let _ = write!(
+            out,
+            "model-index:\n- name: {}\n  results:\n",
+            yaml(&self.title)
+        );
+        for [text, kind, name, value] in &self.metrics {
+            let _ = write!(
+                out,
+                "  - task:\n      type: text-generation\n    dataset:\n      type: text\n      \
+                 name: {}\n    metrics:\n    - type: {}\n      name: {}\n      value: {value}\n",
+                yaml(text),
+                yaml(kind),
+                yaml(name),
+            );
+        }
     }
 }
 
@@ -315,12 +347,19 @@ mod tests {
         let card = Card {
             title: evil.to_owned(),
             base_model: Some("a\"\nlicense: mit".to_owned()),
+            quantized: true,
+            metrics: vec![["a: b\nlicense: mit", "perplexity", "x", "1.5"].map(str::to_owned)],
             comparison: vec![[evil, evil, evil].map(str::to_owned)],
             command: "echo ````\n---".to_owned(),
             ..Card::default()
         };
         let card = card.render();
         assert!(card.contains("base_model: \"a\\\"\\nlicense: mit\"\n"));
+        assert!(
+            card.contains("      name: \"a: b\\nlicense: mit\"\n"),
+            "{card}"
+        );
+        assert!(card.contains("      value: 1.5\n"));
         assert!(!card.contains("<script>"));
         assert!(card.contains("\n`````\necho ````\n---\n`````\n"));
         let row = card.lines().find(|l| l.starts_with("| a")).unwrap();

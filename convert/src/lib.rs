@@ -34,6 +34,7 @@ pub mod pass;
 mod pipeline;
 pub mod plan;
 mod staging;
+mod trial;
 mod weights;
 
 pub use card::Card;
@@ -43,3 +44,4 @@ pub use execute::execute;
 pub use pass::{ConvertedLayers, ConvertedModel, LayerReport, convert_attention};
 pub use plan::{Plan, PlannedSource, PlannedTensor, plan};
 pub use staging::Staging;
+pub use trial::first_layers;

@@ -14,12 +14,14 @@ use crate::calibration::{CalibrationText, calibration};
 use crate::corpus;
 use crate::exit::Exit;
 use crate::failure::Misuse;
+use crate::github;
 use crate::interrupt;
 use crate::latent::Undecided;
 use crate::mla_args::{CalibrationArgs, MlaArgs};
 use crate::pipeline::{self, Job};
 use crate::present;
 use crate::reports::{self, Forms};
+use crate::smoke;
 use crate::ui::Ui;
 
 pub(crate) fn int8(args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -113,9 +115,10 @@ fn convert_learning(
         None => default_output(model, &recipe.name)?,
     };
     let tokenizer = TextTokenizer::open(source.files().path())?;
-    let measurement = corpus::measurement(&args.measure, source.spec(), &tokenizer)?;
+    let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
+    let tokenizer = &measurement.tokenizer;
     let calibration = match learning.filter(|_| recipe.mla.is_some()) {
-        Some(args) => calibration(args, source.spec(), &tokenizer, &measurement)?,
+        Some(args) => calibration(args, source.spec(), tokenizer, &measurement)?,
         None => CalibrationText::default(),
     };
     recipe.calibration.clone_from(&calibration.record);
@@ -139,8 +142,12 @@ fn convert_learning(
             overwrite: args.output.overwrite,
             calibration: &calibration,
             measurement: &measurement,
+            judge: &args.judge,
             allow_quality_loss: args.limits.allow_quality_loss,
         };
+        if tried == 0 && smoke::wanted(args.output.smoke, &plan) {
+            smoke::run(&job, progress.as_ref())?;
+        }
         let judged = pipeline::convert_and_judge(&job, progress.as_ref())?;
         let last = tried + 1 == candidates.len();
         if !last && judged.report.verdict != Verdict::Pass {
@@ -156,6 +163,8 @@ fn convert_learning(
         }
         let advice = judged.advice.clone();
         let (report, path) = pipeline::settle(judged, &job, &forms, progress.as_ref())?;
+        let dir = args.report.report_dir.as_deref();
+        github::tell(args.report.github, &report, path.as_deref(), dir)?;
         show(&report, &advice, path.as_deref(), ui)?;
         return Ok(pipeline::exit(&report));
     }
@@ -183,6 +192,14 @@ fn described(plan: &Plan) -> String {
         "cache {} -> {} numbers per token",
         plan.cached_numbers_source, plan.cached_numbers
     )
+}
+
+fn measured(report: &Report) -> String {
+    let tokens = report.metrics.eval_tokens;
+    match report.tokens_saved {
+        0 => format!("{tokens} scored tokens"),
+        saved => format!("{tokens} scored tokens; {saved} more were not needed"),
+    }
 }
 
 /// `MODEL-RECIPE` in the current folder.
@@ -231,7 +248,7 @@ pub(crate) fn show(
         ("ratio", interval(&m.ppl_ratio)),
         ("mean KL", format!("{} nats", interval(&m.kld_mean))),
         ("same best", interval(&m.top1)),
-        ("measured on", format!("{} scored tokens", m.eval_tokens)),
+        ("measured on", measured(report)),
     ];
     for (key, value) in rows {
         ui.result(format!("{key:12} {value}"));
@@ -256,12 +273,16 @@ pub(crate) fn show(
                 present::number(c.observed),
                 present::number(c.limit),
                 status,
+                match (&c.detail, c.status) {
+                    (Some(place), CheckStatus::Fail) => place.clone(),
+                    _ => String::new(),
+                },
             ]
         })
         .collect();
     ui.result(format!(
         "\n{}\n",
-        present::table(&["check", "observed", "limit", ""], &checks, &[1, 2])
+        present::table(&["check", "observed", "limit", "", ""], &checks, &[1, 2])
     ));
     for warning in &report.warnings {
         ui.warn(warning);

@@ -11,7 +11,7 @@ use neuroconv_verify::report::Report;
 use serde::Serialize;
 
 use super::plan;
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, JudgeArgs};
 use crate::calibration::CalibrationText;
 use crate::corpus::{self, Measurement};
 use crate::demo_model;
@@ -57,21 +57,22 @@ pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
     };
     let source = plan::checkpoint(&model)?;
     let tokenizer = TextTokenizer::open(source.files().path())?;
-    let measurement = measurement(args, built_in, &source, &tokenizer)?;
+    let measurement = measurement(args, built_in, &source, tokenizer)?;
+    let tokenizer = &measurement.tokenizer;
     let out = args
         .keep
         .clone()
         .unwrap_or_else(|| scratch.path().to_owned());
     fs_err::create_dir_all(&out)?;
-    let prompt = prompt(&measurement, &tokenizer)?;
-    let original = sample(&source, &tokenizer, &prompt)?;
+    let prompt = prompt(&measurement, tokenizer)?;
+    let original = sample(&source, tokenizer, &prompt)?;
     let mut rows = Vec::new();
     for name in RECIPES {
         ui.note(format!("{name} …"));
         rows.push(one(
             name,
             &source,
-            &tokenizer,
+            tokenizer,
             &measurement,
             &out,
             args.keep.is_some(),
@@ -88,7 +89,7 @@ fn measurement(
     args: &DemoArgs,
     built_in: bool,
     source: &Checkpoint,
-    tokenizer: &TextTokenizer,
+    tokenizer: TextTokenizer,
 ) -> anyhow::Result<Measurement> {
     let mut measure = args.measure.clone();
     if built_in && measure.ctx.is_none() {
@@ -99,7 +100,7 @@ fn measurement(
         measurement.texts = vec![corpus::tokenize(
             demo_model::TEXT_NAME,
             demo_model::TEXT,
-            tokenizer,
+            &measurement.tokenizer,
         )?];
     }
     Ok(measurement)
@@ -133,6 +134,11 @@ fn one(
         overwrite: true,
         calibration: &CalibrationText::default(),
         measurement,
+        // The rows of the table are compared with one another, on the same tokens.
+        judge: &JudgeArgs {
+            all_tokens: true,
+            ..JudgeArgs::default()
+        },
         allow_quality_loss: false,
     };
     let progress = ui.progress();

@@ -21,7 +21,7 @@ struct Row<'a> {
 pub(crate) fn run(args: &EvalArgs, ui: Ui) -> anyhow::Result<Exit> {
     let source = super::open(&args.model)?;
     let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
-    let measurement = corpus::measurement(&args.measure, source.spec(), &tokenizer)?;
+    let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let scorer: Box<dyn Scorer + '_> = if args.reference {
         Box::new(ReferenceScorer::new(&source)?)
     } else {

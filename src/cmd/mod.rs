@@ -5,9 +5,11 @@ pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod eval;
+pub(crate) mod gate;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod plan;
+pub(crate) mod schema;
 pub(crate) mod verify;
 
 use std::path::Path;

@@ -109,6 +109,28 @@ pub enum Error {
         windows: usize,
     },
 
+    /// The folder of cached logits cannot be read or written.
+    #[error("the cache of logits cannot be used")]
+    Cache(#[source] std::io::Error),
+
+    /// A file that is no baseline of a version known here.
+    #[error("not a baseline")]
+    NotABaseline(#[source] serde_json::Error),
+
+    /// A baseline that says nothing of this export.
+    #[error("the baseline has no entry `{key}`")]
+    NoBaseline {
+        /// Source and recipe.
+        key: String,
+    },
+
+    /// A baseline that was measured in another way.
+    #[error("the baseline was measured with other {what}")]
+    OtherBaseline {
+        /// What is different.
+        what: &'static str,
+    },
+
     /// A report that cannot be written, most often because a number in it is not finite.
     #[error("the report cannot be written")]
     Report(#[source] serde_json::Error),
@@ -142,6 +164,10 @@ impl Error {
                 "the checkpoint itself is broken or overflows; nothing can be compared with it"
                     .into(),
             ),
+            Error::NoBaseline { .. } | Error::OtherBaseline { .. } => {
+                Some("measure anew with `--update-baseline`, and look at what changes".into())
+            }
+            Error::Cache(_) => Some("name another folder, or none".into()),
             _ => None,
         }
     }

@@ -7,9 +7,10 @@ use neuroconv_runtime::Progress;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::compare::{LogSum, batches, check_tokens, row_blocks};
+use crate::compare::{batch_size, check_tokens, row_blocks};
 use crate::protocol::{Protocol, Window};
 use crate::report::finite;
+use crate::score::log_sum;
 use crate::scorer::Scorer;
 
 /// What a model makes of a text.
@@ -44,7 +45,7 @@ pub fn evaluate(
     progress: &dyn Progress,
 ) -> Result<Evaluation, Error> {
     let start = Instant::now();
-    check_tokens(windows, model.vocab())?;
+    check_tokens(windows.iter(), model.vocab())?;
     let tokens: usize = windows.iter().map(|w| w.scored.len()).sum();
     if tokens == 0 {
         return Err(Error::TooLittleText {
@@ -53,7 +54,7 @@ pub fn evaluate(
         });
     }
     let mut sums: Vec<f64> = Vec::with_capacity(windows.len());
-    for batch in batches(windows, model.hidden_size()) {
+    for batch in windows.chunks(batch_size(windows.iter(), model.hidden_size())) {
         let tokens: Vec<&[u32]> = batch.iter().map(|w| w.tokens.as_slice()).collect();
         let states = model.hidden(&tokens, progress)?;
         let done = each_window(batch.len(), |i| window_nll(model, &batch[i], &states[i]));
@@ -82,7 +83,7 @@ fn window_nll(model: &dyn Scorer, window: &Window, states: &[f32]) -> Result<f64
         let logits = model.logits(&states[rows.start * width..rows.end * width])?;
         for (row, logits) in rows.zip(logits.chunks_exact(vocab)) {
             let target = window.tokens[row + 1] as usize;
-            sum += LogSum::of(logits).log() - f64::from(logits[target]);
+            sum += log_sum(logits) - f64::from(logits[target]);
         }
     }
     Ok(sum)

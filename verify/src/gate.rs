@@ -10,11 +10,13 @@ use neuroconv_recipes::Limits;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::metrics::Metrics;
+use crate::audit::Audit;
+use crate::metrics::{Metrics, share_above};
 use crate::parity::Parity;
 use crate::protocol::MIN_SCORED_TOKENS;
 use crate::report::finite;
-use crate::stats::Interval;
+use crate::stats::{Interval, Level};
+use crate::tally::Tally;
 
 /// What a check is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,9 @@ pub struct Check {
     pub observed: f64,
     /// Whether the user accepted that it did not pass.
     pub waived: bool,
+    /// Where the observed value stands: a layer, a tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// The verdict on an artifact.
@@ -99,12 +104,31 @@ pub fn exit_code(verdict: Verdict, checks: &[Check]) -> u8 {
     }
 }
 
+/// What a verdict rests on beside the text.
+#[derive(Clone, Debug)]
+pub struct Evidence<'a> {
+    /// Implementation.
+    pub parity: &'a Parity,
+    /// The stored tensors, where they were compared.
+    pub audit: Option<&'a Audit>,
+    /// The user's budget.
+    pub limits: &'a Limits,
+    /// What else is asked.
+    pub bars: Vec<Bar>,
+}
+
+/// A limit that is not fixed in advance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bar {
+    /// Mean divergence over that of the yardstick.
+    Yardstick(f64),
+}
+
 /// Judges an artifact. Without any quality limit the check `quality.limits` is inconclusive:
 /// nothing was promised, so nothing is passed.
 pub fn judge(
     metrics: &Metrics,
-    parity: &Parity,
-    limits: &Limits,
+    evidence: &Evidence<'_>,
     allow_quality_loss: bool,
 ) -> Result<Judgement, Error> {
     if metrics.eval_tokens < MIN_SCORED_TOKENS as u64 {
@@ -114,79 +138,122 @@ pub fn judge(
             needed: MIN_SCORED_TOKENS,
         });
     }
-    let mut checks = parity_checks(metrics, parity);
-    checks.extend(quality_checks(metrics, limits));
-    for check in &mut checks {
-        check.waived = allow_quality_loss
-            && check.class == CheckClass::Quality
-            && check.status != CheckStatus::Pass;
-    }
-    let open = |status| checks.iter().any(|c| c.status == status && !c.waived);
-    let verdict = if open(CheckStatus::Fail) {
-        Verdict::Fail
-    } else if open(CheckStatus::Inconclusive) {
-        Verdict::Inconclusive
-    } else if checks.iter().any(|c| c.waived) {
-        Verdict::Waived
-    } else {
-        Verdict::Pass
-    };
-    Ok(Judgement { checks, verdict })
+    let mut checks = parity_checks(metrics, evidence);
+    checks.extend(quality_checks(metrics, evidence));
+    Ok(Judgement::of(checks, allow_quality_loss))
 }
 
-fn parity_checks(metrics: &Metrics, parity: &Parity) -> Vec<Check> {
-    let check = |id: &str, observed: f64, limit: f64| Check {
-        id: id.to_owned(),
-        class: CheckClass::Parity,
-        status: at_most(observed, limit),
-        limit,
-        observed,
-        waived: false,
-    };
-    let mut checks = vec![
-        check(
-            "parity.max_abs_logit",
-            parity.max_abs_logit,
-            parity.limits.max_abs_logit,
-        ),
-        check("parity.rel_l2", parity.rel_l2, parity.limits.rel_l2),
-        check("parity.kld_mean", parity.kld_mean, parity.limits.kld_mean),
-        check("parity.not_finite", metrics.not_finite as f64, 0.0),
-    ];
-    // What the parity run refused for another reason is refused here too.
-    if !parity.pass && checks.iter().all(|c| c.status == CheckStatus::Pass) {
-        checks.push(check("parity.run", 1.0, 0.0));
+impl Judgement {
+    /// The verdict that follows from some checks.
+    pub fn of(mut checks: Vec<Check>, allow_quality_loss: bool) -> Self {
+        for check in &mut checks {
+            check.waived = allow_quality_loss
+                && check.class == CheckClass::Quality
+                && check.status != CheckStatus::Pass;
+        }
+        let open = |status| checks.iter().any(|c| c.status == status && !c.waived);
+        let verdict = if open(CheckStatus::Fail) {
+            Verdict::Fail
+        } else if open(CheckStatus::Inconclusive) {
+            Verdict::Inconclusive
+        } else if checks.iter().any(|c| c.waived) {
+            Verdict::Waived
+        } else {
+            Verdict::Pass
+        };
+        Judgement { checks, verdict }
     }
-    checks
 }
 
-fn quality_checks(metrics: &Metrics, limits: &Limits) -> Vec<Check> {
-    let check = |id: &str, observed: f64, limit: f64, status| Check {
+/// Whether the verdict would be the same with more text: a check failed for good, or every one
+/// passed, both by intervals made for a look before the end.
+pub(crate) fn decided(tally: &Tally, evidence: &Evidence<'_>) -> Result<bool, Error> {
+    if tally.tokens() < MIN_SCORED_TOKENS as u64 {
+        return Ok(false);
+    }
+    let metrics = Metrics::of(tally, Level::Interim)?;
+    let mut checks = judge(&metrics, evidence, false)?.checks;
+    if let Some(check) = checks.iter_mut().find(|c| c.id == "quality.kld_p99") {
+        // The percentile has no interval, but the share of tokens beyond its limit does.
+        check.status = interval_at_most(share_above(tally, Level::Interim), 0.01);
+    }
+    let failed = checks.iter().any(|c| c.status == CheckStatus::Fail);
+    Ok(failed || checks.iter().all(|c| c.status == CheckStatus::Pass))
+}
+
+fn check(id: &str, class: CheckClass, observed: f64, limit: f64, status: CheckStatus) -> Check {
+    Check {
         id: id.to_owned(),
-        class: CheckClass::Quality,
+        class,
         status,
         limit,
         observed,
         waived: false,
+        detail: None,
+    }
+}
+
+fn parity_checks(metrics: &Metrics, evidence: &Evidence<'_>) -> Vec<Check> {
+    let parity = evidence.parity;
+    let limits = &parity.limits;
+    let at_most = |id: &str, observed: f64, limit: f64| {
+        check(
+            id,
+            CheckClass::Parity,
+            observed,
+            limit,
+            at_most(observed, limit),
+        )
+    };
+    let mut checks = vec![
+        at_most(
+            "parity.max_abs_logit",
+            parity.max_abs_logit,
+            limits.max_abs_logit,
+        ),
+        at_most("parity.rel_l2", parity.rel_l2, limits.rel_l2),
+        at_most("parity.kld_mean", parity.kld_mean, limits.kld_mean),
+        at_most("parity.not_finite", metrics.not_finite as f64, 0.0),
+    ];
+    if !parity.steps.is_empty() {
+        let (rel_l2, channel) = parity.worst_step();
+        let steps = [
+            at_most("parity.step_rel_l2", rel_l2, limits.step_rel_l2),
+            at_most("parity.step_channel", channel, limits.step_channel),
+        ];
+        checks.extend(steps.map(|c| Check {
+            detail: parity.first_bad.clone(),
+            ..c
+        }));
+    }
+    if let Some(audit) = evidence.audit {
+        let differences = audit.differences.len() as f64;
+        checks.push(Check {
+            detail: (!audit.differences.is_empty()).then(|| audit.differences.join(", ")),
+            ..at_most("parity.description", differences, 0.0)
+        });
+    }
+    // What the parity run refused for another reason is refused here too.
+    if !parity.pass && checks.iter().all(|c| c.status == CheckStatus::Pass) {
+        checks.push(at_most("parity.run", 1.0, 0.0));
+    }
+    checks
+}
+
+fn quality_checks(metrics: &Metrics, evidence: &Evidence<'_>) -> Vec<Check> {
+    let limits = evidence.limits;
+    let quality = |id: &str, observed: f64, limit: f64, status| {
+        check(id, CheckClass::Quality, observed, limit, status)
+    };
+    let interval = |id: &str, observed: Interval, limit: f64| {
+        quality(id, observed.value, limit, interval_at_most(observed, limit))
     };
     let mut checks = Vec::new();
     if let Some(limit) = limits.max_ppl_ratio {
-        let status = interval_at_most(metrics.ppl_ratio, limit);
-        checks.push(check(
-            "quality.ppl_ratio",
-            metrics.ppl_ratio.value,
-            limit,
-            status,
-        ));
+        checks.push(interval("quality.ppl_ratio", metrics.ppl_ratio, limit));
     }
     if let Some(limit) = limits.max_kld {
-        let status = interval_at_most(metrics.kld_mean, limit);
-        checks.push(check(
-            "quality.kld_mean",
-            metrics.kld_mean.value,
-            limit,
-            status,
-        ));
+        checks.push(interval("quality.kld_mean", metrics.kld_mean, limit));
     }
     if let Some(limit) = limits.min_top1 {
         let Interval { value, lo, hi } = metrics.top1;
@@ -195,24 +262,49 @@ fn quality_checks(metrics: &Metrics, limits: &Limits) -> Vec<Check> {
             lo: hi.map(|x| -x),
             hi: lo.map(|x| -x),
         };
-        checks.push(check(
-            "quality.top1",
-            value,
-            limit,
-            interval_at_most(less, -limit),
-        ));
+        let status = interval_at_most(less, -limit);
+        checks.push(quality("quality.top1", value, limit, status));
     }
     if let Some(limit) = limits.max_p99_kld {
         // A percentile has no jackknife interval: its jackknife does not converge.
-        checks.push(check(
-            "quality.kld_p99",
-            metrics.kld_p99,
-            limit,
-            at_most(metrics.kld_p99, limit),
-        ));
+        let status = at_most(metrics.kld_p99, limit);
+        checks.push(quality("quality.kld_p99", metrics.kld_p99, limit, status));
+    }
+    for bar in &evidence.bars {
+        match *bar {
+            Bar::Yardstick(limit) => {
+                let ratio = metrics.detail.as_ref().and_then(|d| d.yardstick_kld_ratio);
+                checks.push(match ratio {
+                    Some(ratio) => interval("quality.yardstick", ratio, limit),
+                    // The yardstick lost nothing at all: the artifact may not either.
+                    None => quality(
+                        "quality.yardstick",
+                        metrics.kld_mean.value,
+                        0.0,
+                        at_most(metrics.kld_mean.value, 0.0),
+                    ),
+                });
+            }
+        }
     }
     if checks.is_empty() {
-        checks.push(check("quality.limits", 0.0, 1.0, CheckStatus::Inconclusive));
+        checks.push(quality(
+            "quality.limits",
+            0.0,
+            1.0,
+            CheckStatus::Inconclusive,
+        ));
+    }
+    if let Some(audit) = evidence.audit.filter(|a| a.compared > 0) {
+        checks.push(Check {
+            detail: Some(audit.place.clone()),
+            ..quality(
+                "quality.tensors",
+                audit.worst,
+                1.0,
+                at_most(audit.worst, 1.0),
+            )
+        });
     }
     checks
 }

@@ -5,22 +5,31 @@
 //! runtime, over the same weights. *Quality* asks how far the artifact is from its original on
 //! text. Owns the measurements and the verdict; knows nothing of how an artifact was made.
 
+pub mod audit;
+pub mod baseline;
 pub mod compare;
+pub mod drift;
 pub mod error;
 pub mod evaluate;
 pub mod gate;
+pub mod greedy;
+pub mod logit_cache;
 pub mod metrics;
 mod parallel;
 pub mod parity;
 pub mod protocol;
+pub mod quantiles;
 pub mod reference;
 pub mod render;
 pub mod report;
 pub mod run;
+pub mod score;
 pub mod scorer;
 pub mod stats;
+pub mod tally;
 #[cfg(test)]
 mod testing;
+pub mod yardstick;
 
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};
@@ -32,3 +41,4 @@ pub use report::Report;
 pub use run::{Verification, VerifyOptions, verify};
 pub use scorer::{ReferenceScorer, RuntimeScorer, Scorer};
 pub use stats::Interval;
+pub use yardstick::Yardstick;

@@ -3,9 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::compare::{Comparison, TokenScore, WindowScores};
 use crate::report::finite;
-use crate::stats::{Interval, Sum, percentile, pooled_mean};
+use crate::stats::{Interval, Level, jackknife};
+use crate::tally::{Bucket, CONFIDENCE_ENDS, POSITION_BUCKETS, Sums, Tally};
+
+/// The shares at which percentiles are stated, the least and the largest value included.
+pub const SHARES: [f64; 13] = [
+    0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0,
+];
 
 /// How far an artifact is from its original on text. Divergences are in nats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +63,139 @@ pub struct Metrics {
     /// How the divergences are spread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kld_histogram: Option<KldHistogram>,
+    /// Everything else that was measured; absent in reports of earlier programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
+}
+
+/// The statistics beside the headline ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Detail {
+    /// `ppl - ppl_base`.
+    pub ppl_difference: Interval,
+    /// Pearson's correlation of the two models' `-ln p(token)` over tokens.
+    pub correlation: Interval,
+    /// Mean divergence of the original from the artifact.
+    pub kld_reverse_mean: Interval,
+    /// Mean change of `p(token)`.
+    pub mean_dp: Interval,
+    /// Root mean square of the same.
+    pub rms_dp: Interval,
+    /// Percentiles of the divergence.
+    pub kld: Percentiles,
+    /// Percentiles of the divergence the other way.
+    pub kld_reverse: Percentiles,
+    /// Percentiles of the change of `p(token)`.
+    pub dp: Percentiles,
+    /// Mean divergence by the original's confidence, the probability of its likeliest token.
+    pub by_confidence: Vec<BucketRow>,
+    /// Mean divergence by the share of the window before the token.
+    pub by_position: Vec<BucketRow>,
+    /// Standard errors as if tokens were independent, which they are not: too small, but those
+    /// that llama.cpp prints.
+    pub token_errors: TokenErrors,
+    /// Mean divergence over that of the yardstick, where one ran along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yardstick_kld_ratio: Option<Interval>,
+    /// The yardstick's own perplexity and mean divergence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yardstick: Option<[Interval; 2]>,
+}
+
+/// Values at the shares of [`SHARES`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "named by the share of tokens below")]
+pub struct Percentiles {
+    #[serde(serialize_with = "finite")]
+    pub min: f64,
+    #[serde(serialize_with = "finite")]
+    pub p001: f64,
+    #[serde(serialize_with = "finite")]
+    pub p01: f64,
+    #[serde(serialize_with = "finite")]
+    pub p05: f64,
+    #[serde(serialize_with = "finite")]
+    pub p10: f64,
+    #[serde(serialize_with = "finite")]
+    pub p25: f64,
+    #[serde(serialize_with = "finite")]
+    pub p50: f64,
+    #[serde(serialize_with = "finite")]
+    pub p75: f64,
+    #[serde(serialize_with = "finite")]
+    pub p90: f64,
+    #[serde(serialize_with = "finite")]
+    pub p95: f64,
+    #[serde(serialize_with = "finite")]
+    pub p99: f64,
+    #[serde(serialize_with = "finite")]
+    pub p999: f64,
+    #[serde(serialize_with = "finite")]
+    pub max: f64,
+}
+
+impl Percentiles {
+    fn of(values: &crate::quantiles::Quantiles) -> Self {
+        let found = values.at(&SHARES);
+        Percentiles {
+            min: found[0],
+            p001: found[1],
+            p01: found[2],
+            p05: found[3],
+            p10: found[4],
+            p25: found[5],
+            p50: found[6],
+            p75: found[7],
+            p90: found[8],
+            p95: found[9],
+            p99: found[10],
+            p999: found[11],
+            max: found[12],
+        }
+    }
+}
+
+/// The tokens of one bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BucketRow {
+    /// Lower end of the bucket, excluded but for 0.
+    #[serde(serialize_with = "finite")]
+    pub from: f64,
+    /// Upper end, included.
+    #[serde(serialize_with = "finite")]
+    pub to: f64,
+    /// Tokens in it.
+    pub tokens: u64,
+    /// Their mean divergence; `null` without tokens.
+    #[serde(serialize_with = "finite")]
+    pub kld_mean: Option<f64>,
+}
+
+/// Standard errors over tokens, formulas as in llama.cpp's `perplexity`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "each is the error of the metric it is called after"
+)]
+pub struct TokenErrors {
+    #[serde(serialize_with = "finite")]
+    pub ppl_base: f64,
+    #[serde(serialize_with = "finite")]
+    pub ppl: f64,
+    #[serde(serialize_with = "finite")]
+    pub ln_ppl_ratio: f64,
+    #[serde(serialize_with = "finite")]
+    pub ppl_ratio: f64,
+    #[serde(serialize_with = "finite")]
+    pub ppl_difference: f64,
+    #[serde(serialize_with = "finite")]
+    pub kld_mean: f64,
+    #[serde(serialize_with = "finite")]
+    pub mean_dp: f64,
+    #[serde(serialize_with = "finite")]
+    pub rms_dp: f64,
+    #[serde(serialize_with = "finite")]
+    pub top1: f64,
 }
 
 /// Counts of divergences in bins of equal width on a logarithmic scale. What lies below or above
@@ -74,177 +212,252 @@ pub struct KldHistogram {
     pub counts: Vec<u64>,
 }
 
-impl KldHistogram {
-    const BINS: usize = 36;
-
-    fn of(klds: &[f64]) -> Self {
-        let (log10_min, log10_step) = (-7.0, 0.25);
-        let mut counts = vec![0; Self::BINS];
-        for kld in klds {
-            // The cast sends everything below the scale, zero's minus infinity too, to 0.
-            let bin = ((kld.log10() - log10_min) / log10_step) as usize;
-            counts[bin.min(Self::BINS - 1)] += 1;
-        }
+impl Default for KldHistogram {
+    fn default() -> Self {
         KldHistogram {
-            log10_min,
-            log10_step,
-            counts,
+            log10_min: -7.0,
+            log10_step: 0.25,
+            counts: vec![0; Self::BINS],
         }
     }
 }
 
+impl KldHistogram {
+    const BINS: usize = 36;
+
+    /// Counts one divergence.
+    pub fn add(&mut self, kld: f64) {
+        // The cast sends everything below the scale, zero's minus infinity too, to 0.
+        let bin = ((kld.log10() - self.log10_min) / self.log10_step) as usize;
+        self.counts[bin.min(Self::BINS - 1)] += 1;
+    }
+}
+
+/// The headline metrics of one text, or of one length of window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What it is of.
+    pub name: String,
+    /// Tokens per window.
+    pub ctx: usize,
+    /// Scored tokens.
+    pub tokens: u64,
+    /// Perplexity of the original.
+    pub ppl_base: Interval,
+    /// Perplexity of the artifact.
+    pub ppl: Interval,
+    /// The one over the other, paired.
+    pub ppl_ratio: Interval,
+    /// Mean divergence.
+    pub kld_mean: Interval,
+    /// Same best token.
+    pub top1: Interval,
+    /// Mean divergence by position in the window.
+    pub by_position: Vec<BucketRow>,
+}
+
+impl Row {
+    /// The row of text `text` of a tally, or of all its texts. None without scored tokens.
+    pub fn of(tally: &Tally, text: Option<usize>, name: &str, ctx: usize) -> Option<Self> {
+        let sample = Sample::of(tally, text, Level::Final);
+        let by_position = match text {
+            None => positions(&tally.by_position),
+            Some(_) => Vec::new(),
+        };
+        (sample.total.count > 0.0).then(|| Row {
+            name: name.to_owned(),
+            ctx,
+            tokens: sample.total.count as u64,
+            ppl_base: sample.mean(|s| s.nll_base).exp(),
+            ppl: sample.mean(|s| s.nll).exp(),
+            ppl_ratio: sample.mean(|s| s.nll - s.nll_base).exp(),
+            kld_mean: sample.mean(|s| s.kld).within(0.0, f64::INFINITY),
+            top1: sample.mean(|s| s.top1).within(0.0, 1.0),
+            by_position,
+        })
+    }
+}
+
+/// Windows as the independent units of a sample.
+struct Sample {
+    windows: Vec<Sums>,
+    total: Sums,
+    level: Level,
+}
+
+impl Sample {
+    fn of(tally: &Tally, text: Option<usize>, level: Level) -> Self {
+        let windows = tally.windows(text);
+        let mut total = Sums::default();
+        for window in &windows {
+            total += window;
+        }
+        Sample {
+            windows,
+            total,
+            level,
+        }
+    }
+
+    /// Any statistic of the sums, with its jackknife interval.
+    fn of_sums(&self, statistic: impl Fn(&Sums) -> f64) -> Interval {
+        let without = |window: &Sums| statistic(&(self.total - window));
+        let without: Vec<f64> = self.windows.iter().map(without).collect();
+        jackknife(statistic(&self.total), &without, self.level)
+    }
+
+    /// A mean over tokens.
+    fn mean(&self, of: impl Fn(&Sums) -> f64) -> Interval {
+        self.of_sums(|s| of(s) / s.count)
+    }
+}
+
 impl Metrics {
-    /// Sums up a comparison. Fails where the original is not finite anywhere, or where the
-    /// artifact is finite nowhere.
-    pub fn of(comparison: &Comparison) -> Result<Self, Error> {
-        let windows = &comparison.windows;
-        if let Some(window) = windows.iter().position(|w| w.base_not_finite > 0) {
+    /// Sums up a comparison, with intervals as sure as `level` says. Fails where the original is
+    /// not finite anywhere, or where the artifact is finite nowhere.
+    pub fn of(tally: &Tally, level: Level) -> Result<Self, Error> {
+        if let Some(window) = tally.base_not_finite {
             return Err(Error::NotFinite { window });
         }
-        let not_finite = windows.iter().map(|w| w.not_finite).sum();
-        let tokens: Vec<TokenScore> = windows
-            .iter()
-            .flat_map(|w| w.tokens.iter().copied())
-            .collect();
-        if tokens.is_empty() {
-            return Err(if not_finite == 0 {
+        let sample = Sample::of(tally, None, level);
+        let total = &sample.total;
+        if total.count <= 0.0 {
+            return Err(if tally.not_finite == 0 {
                 Error::TooLittleText {
                     scored: 0,
                     needed: 1,
                 }
             } else {
                 Error::NothingFinite {
-                    windows: windows.len(),
+                    windows: tally.lines.len(),
                 }
             });
         }
-        let count = tokens.len() as f64;
-        let mut klds: Vec<f64> = tokens.iter().map(|t| t.kld).collect();
-        klds.sort_by(f64::total_cmp);
-        let within = |k: u32| tokens.iter().filter(|t| t.rank < k).count() as f64 / count;
-        let dp = |t: &TokenScore| (-t.nll).exp() - (-t.nll_base).exp();
-        let mean = |of: fn(&TokenScore) -> f64| pooled(windows, of);
+        let detail = detail(tally, &sample);
         Ok(Metrics {
-            ppl_base: mean(|t| t.nll_base).exp(),
-            ppl: mean(|t| t.nll).exp(),
-            ppl_ratio: mean(|t| t.nll - t.nll_base).exp(),
-            kld_mean: mean(|t| t.kld).within(0.0, f64::INFINITY),
-            kld_median: percentile(&klds, 0.5),
-            kld_p90: percentile(&klds, 0.9),
-            kld_p99: percentile(&klds, 0.99),
-            kld_p999: percentile(&klds, 0.999),
-            kld_max: percentile(&klds, 1.0),
-            top1: mean(|t| f64::from(u8::from(t.rank == 0))).within(0.0, 1.0),
-            top5: within(5),
-            top10: within(10),
-            mean_dp: tokens.iter().map(dp).sum::<f64>() / count,
-            rms_dp: (tokens.iter().map(|t| dp(t).powi(2)).sum::<f64>() / count).sqrt(),
-            eval_tokens: tokens.len() as u64,
-            not_finite,
-            kld_histogram: Some(KldHistogram::of(&klds)),
+            ppl_base: sample.mean(|s| s.nll_base).exp(),
+            ppl: sample.mean(|s| s.nll).exp(),
+            ppl_ratio: sample.mean(|s| s.nll - s.nll_base).exp(),
+            kld_mean: sample.mean(|s| s.kld).within(0.0, f64::INFINITY),
+            kld_median: detail.kld.p50,
+            kld_p90: detail.kld.p90,
+            kld_p99: detail.kld.p99,
+            kld_p999: detail.kld.p999,
+            kld_max: detail.kld.max,
+            top1: sample.mean(|s| s.top1).within(0.0, 1.0),
+            top5: total.top5 / total.count,
+            top10: total.top10 / total.count,
+            mean_dp: detail.mean_dp.value,
+            rms_dp: detail.rms_dp.value,
+            eval_tokens: total.count as u64,
+            not_finite: tally.not_finite,
+            kld_histogram: Some(tally.histogram.clone()),
+            detail: Some(detail),
         })
     }
 }
 
-fn pooled(windows: &[WindowScores], of: impl Fn(&TokenScore) -> f64) -> Interval {
-    let sums: Vec<Sum> = windows
-        .iter()
-        .map(|w| Sum {
-            total: w.tokens.iter().map(&of).sum(),
-            count: w.tokens.len() as u64,
-        })
-        .collect();
-    pooled_mean(&sums)
+/// The share of tokens above the limit on the 99th percentile: beyond 1 % the percentile is
+/// above the limit.
+pub fn share_above(tally: &Tally, level: Level) -> Interval {
+    Sample::of(tally, None, level).mean(|s| s.above)
+}
+
+fn detail(tally: &Tally, sample: &Sample) -> Detail {
+    let confidence = [0.0].iter().chain(&CONFIDENCE_ENDS).zip(&CONFIDENCE_ENDS);
+    let by_confidence = confidence.zip(&tally.by_confidence);
+    let yardstick = tally.has_yardstick.then(|| {
+        [
+            sample.mean(|s| s.yardstick_nll).exp(),
+            sample.mean(|s| s.yardstick_kld),
+        ]
+    });
+    Detail {
+        ppl_difference: sample.of_sums(|s| (s.nll / s.count).exp() - (s.nll_base / s.count).exp()),
+        correlation: sample.of_sums(correlation).within(-1.0, 1.0),
+        kld_reverse_mean: sample.mean(|s| s.kld_reverse).within(0.0, f64::INFINITY),
+        mean_dp: sample.mean(|s| s.dp),
+        rms_dp: sample
+            .of_sums(|s| (s.dp_squared / s.count).max(0.0).sqrt())
+            .within(0.0, f64::INFINITY),
+        kld: Percentiles::of(&tally.kld),
+        kld_reverse: Percentiles::of(&tally.kld_reverse),
+        dp: Percentiles::of(&tally.dp),
+        by_confidence: by_confidence
+            .map(|((&from, &to), bucket)| bucket_row(from, to, bucket))
+            .collect(),
+        by_position: positions(&tally.by_position),
+        token_errors: token_errors(&sample.total),
+        // Nothing lost against a yardstick that lost nothing is no number; it is left out.
+        yardstick_kld_ratio: (tally.has_yardstick && sample.total.yardstick_kld > 0.0)
+            .then(|| sample.of_sums(|s| s.kld / s.yardstick_kld)),
+        yardstick,
+    }
+}
+
+fn positions(buckets: &[Bucket; POSITION_BUCKETS]) -> Vec<BucketRow> {
+    let end = |i: usize| i as f64 / POSITION_BUCKETS as f64;
+    let rows = buckets.iter().enumerate();
+    rows.map(|(i, bucket)| bucket_row(end(i), end(i + 1), bucket))
+        .collect()
+}
+
+fn bucket_row(from: f64, to: f64, bucket: &Bucket) -> BucketRow {
+    BucketRow {
+        from,
+        to,
+        tokens: bucket.tokens,
+        kld_mean: (bucket.tokens > 0).then(|| bucket.kld / bucket.tokens as f64),
+    }
+}
+
+/// Pearson's correlation of the two `-ln p(token)`. Models without any spread are equal in this
+/// respect, which counts as 1.
+fn correlation(s: &Sums) -> f64 {
+    let covariance = s.nll_product / s.count - s.nll * s.nll_base / s.count.powi(2);
+    let variance = |squared: f64, sum: f64| (squared / s.count - (sum / s.count).powi(2)).max(0.0);
+    let spread = (variance(s.nll_squared, s.nll) * variance(s.nll_base_squared, s.nll_base)).sqrt();
+    if spread > 0.0 {
+        (covariance / spread).clamp(-1.0, 1.0)
+    } else {
+        1.0
+    }
+}
+
+/// Errors of means over tokens: `sqrt((E[x²] - E[x]²) / (n - 1))`, and what follows from them to
+/// first order.
+fn token_errors(s: &Sums) -> TokenErrors {
+    let n = s.count;
+    let error =
+        |squared: f64, sum: f64| ((squared / n - (sum / n).powi(2)) / (n - 1.0).max(1.0)).max(0.0);
+    let (base, artifact) = (
+        error(s.nll_base_squared, s.nll_base),
+        error(s.nll_squared, s.nll),
+    );
+    let covariance = (s.nll_product / n - s.nll * s.nll_base / (n * n)) / (n - 1.0).max(1.0);
+    let (ppl_base, ppl) = ((s.nll_base / n).exp(), (s.nll / n).exp());
+    let ln_ratio = (artifact + base - 2.0 * covariance).max(0.0).sqrt();
+    let difference =
+        ppl.powi(2) * artifact + ppl_base.powi(2) * base - 2.0 * ppl * ppl_base * covariance;
+    let rms = (s.dp_squared / n).max(0.0).sqrt();
+    let share = s.top1 / n;
+    TokenErrors {
+        ppl_base: ppl_base * base.sqrt(),
+        ppl: ppl * artifact.sqrt(),
+        ln_ppl_ratio: ln_ratio,
+        ppl_ratio: ppl / ppl_base * ln_ratio,
+        ppl_difference: difference.max(0.0).sqrt(),
+        kld_mean: error(s.kld_squared, s.kld).sqrt(),
+        mean_dp: error(s.dp_squared, s.dp).sqrt(),
+        rms_dp: if rms > 0.0 {
+            0.5 / rms * error(s.dp_fourth, s.dp_squared).sqrt()
+        } else {
+            0.0
+        },
+        top1: (share * (1.0 - share) / (n - 1.0).max(1.0)).sqrt(),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn token(nll_base: f64, nll: f64, kld: f64, rank: u32) -> TokenScore {
-        TokenScore {
-            nll_base,
-            nll,
-            kld,
-            rank,
-        }
-    }
-
-    fn comparison(windows: Vec<Vec<TokenScore>>) -> Comparison {
-        let windows = windows
-            .into_iter()
-            .map(|tokens| WindowScores {
-                tokens,
-                ..WindowScores::default()
-            })
-            .collect();
-        Comparison {
-            windows,
-            ..Comparison::default()
-        }
-    }
-
-    #[test]
-    fn metrics_are_the_written_out_means() {
-        let ln2 = std::f64::consts::LN_2;
-        let m = Metrics::of(&comparison(vec![
-            vec![token(ln2, 2.0 * ln2, 0.1, 0), token(ln2, ln2, 0.0, 4)],
-            vec![
-                token(3.0 * ln2, 2.0 * ln2, 0.5, 5),
-                token(ln2, 3.0 * ln2, 0.2, 10),
-            ],
-        ]))
-        .unwrap();
-        assert!((m.ppl_base.value - 2f64.powf(1.5)).abs() < 1e-12);
-        assert!((m.ppl.value - 4.0).abs() < 1e-12);
-        assert!((m.ppl_ratio.value - 2f64.powf(0.5)).abs() < 1e-12);
-        assert!((m.kld_mean.value - 0.2).abs() < 1e-12);
-        assert!((m.kld_median - 0.15).abs() < 1e-12);
-        assert!((m.kld_p90 - 0.41).abs() < 1e-12);
-        assert_eq!(
-            (m.kld_max, m.top1.value, m.top5, m.top10),
-            (0.5, 0.25, 0.5, 0.75)
-        );
-        // p: .25-.5, .5-.5, .25-.125, .125-.5
-        assert!((m.mean_dp - (-0.5 / 4.0)).abs() < 1e-12);
-        assert!((m.rms_dp - ((0.0625 + 0.015_625 + 0.140_625) / 4f64).sqrt()).abs() < 1e-12);
-        assert_eq!((m.eval_tokens, m.not_finite), (4, 0));
-        assert_eq!(m.kld_histogram.unwrap().counts.iter().sum::<u64>(), 4);
-    }
-
-    /// What is hard for both models widens both perplexities, not their ratio.
-    #[test]
-    fn the_ratio_is_paired() {
-        let window = |hard: f64| vec![token(hard, hard + 0.1, 0.0, 0)];
-        let m = Metrics::of(&comparison(vec![window(1.0), window(3.0), window(5.0)])).unwrap();
-        let width = |i: Interval| i.hi.unwrap() - i.lo.unwrap();
-        assert!(width(m.ppl) > 100.0);
-        assert!(width(m.ppl_ratio) < 1e-9);
-        assert!((m.ppl_ratio.value - 0.1f64.exp()).abs() < 1e-12);
-    }
-
-    #[test]
-    fn the_histogram_keeps_what_lies_outside() {
-        let h = KldHistogram::of(&[0.0, 1e-12, 1.1e-7, 0.9, 1e5]);
-        assert_eq!(
-            (h.counts[0], h.counts[27], h.counts[KldHistogram::BINS - 1]),
-            (3, 1, 1)
-        );
-    }
-
-    #[test]
-    fn models_that_are_not_finite_are_named() {
-        let mut c = comparison(vec![vec![token(1.0, 1.0, 0.0, 0)], vec![]]);
-        c.windows[1].not_finite = 7;
-        assert_eq!(Metrics::of(&c).unwrap().not_finite, 7);
-        c.windows[1].base_not_finite = 1;
-        assert!(matches!(
-            Metrics::of(&c),
-            Err(Error::NotFinite { window: 1 })
-        ));
-        let mut c = comparison(vec![vec![]]);
-        assert!(matches!(Metrics::of(&c), Err(Error::TooLittleText { .. })));
-        c.windows[0].not_finite = 1;
-        assert!(matches!(Metrics::of(&c), Err(Error::NothingFinite { .. })));
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

@@ -1,18 +1,21 @@
 //! Whether the runtime computes what the stored weights mean.
 //!
 //! Both sides have the same bytes: the runtime runs the codes, the reference runs f32 weights
-//! decoded from them. What may differ is rounding, and for packed weights the runtime's 8-bit
-//! activations. It says nothing about quality.
+//! decoded from them. It says nothing about quality. Asked twice. *Step by step*, the reference
+//! begins each step where the runtime did and rounds activations as packed products define it, so
+//! that only the order of sums may differ and the first wrong step has a name. *End to end*, the
+//! reference keeps activations in full, so packed models differ by that rounding as well.
 
 use neuroconv_runtime::{Progress, WeightSource};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::compare::Comparison;
+use crate::compare::{check_tokens, row_blocks};
 use crate::protocol::Window;
+use crate::reference::Activations;
 use crate::report::finite;
-use crate::scorer::Scorer;
-use crate::stats::{Sum, pooled_mean};
+use crate::scorer::{ReferenceScorer, Scorer};
+use crate::tally::{Tally, WindowScores};
 
 /// Largest differences that rounding explains.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +29,14 @@ pub struct ParityLimits {
     /// Mean divergence of the runtime from the reference, in nats.
     #[serde(serialize_with = "finite")]
     pub kld_mean: f64,
+    /// Of one step, relative to what the step changes.
+    #[serde(default, serialize_with = "finite")]
+    pub step_rel_l2: f64,
+    /// Of the worst channel of one step in its upper quartile over tokens, relative to what the
+    /// step changes in a channel on average. A value between two levels of eight bits falls to
+    /// either side in a few tokens; a wrong weight tells in most.
+    #[serde(default, serialize_with = "finite")]
+    pub step_channel: f64,
 }
 
 impl ParityLimits {
@@ -33,22 +44,31 @@ impl ParityLimits {
     /// order of sums.
     ///
     /// Measured on the nineteen golden models and two trained ones of 0.26 and 11 million
-    /// parameters: at most 5e-5, 1.5e-6 and 3e-12. The room is for deeper and wider models.
+    /// parameters: at most 5e-5, 1.5e-6 and 3e-12, and 1e-6 in a channel of a step. The room is
+    /// for deeper and wider models.
     pub const DENSE: ParityLimits = ParityLimits {
         max_abs_logit: 1e-2,
         rel_l2: 1e-4,
         kld_mean: 1e-8,
+        step_rel_l2: 2e-5,
+        step_channel: 1e-4,
     };
 
-    /// For models with packed matrices: the runtime's activations carry 8 bits per group.
+    /// For models with packed matrices: end to end, the runtime's activations carry 8 bits per
+    /// group and the reference's do not. Step by step both do, and a value in the middle between
+    /// two levels may fall to either side.
     ///
     /// Measured on the same models with bodies of each codec and an int8 vocabulary: at most
-    /// 1.0, 0.052 and 3.8e-3, the worst from models of 64 channels; the one of 11 million
-    /// parameters gives 0.42, 0.011 and 4.7e-4. The limits are about twice the worst.
+    /// 1.0, 0.052 and 3.8e-3 end to end, the worst from models of 64 channels; the one of 11
+    /// million parameters gives 0.42, 0.011 and 4.7e-4. The limits are about twice the worst.
+    /// Step by step both measures are mostly below 1e-6, and at most 7e-3 where the keys of a
+    /// token that many attend to have a value between two levels.
     pub const PACKED: ParityLimits = ParityLimits {
         max_abs_logit: 3.0,
         rel_l2: 0.1,
         kld_mean: 1e-2,
+        step_rel_l2: 5e-2,
+        step_channel: 2e-2,
     };
 
     /// The limits for a model, by whether a tensor of it is packed.
@@ -62,8 +82,23 @@ impl ParityLimits {
     }
 }
 
+/// How far one step of the runtime is from the same step of the reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// `embedding`, `layer 0` …, `final norm`, `head`.
+    pub name: String,
+    /// Root of the squared differences over those of what the step changes.
+    #[serde(serialize_with = "finite")]
+    pub rel_l2: f64,
+    /// Upper quartile over tokens of the difference in the worst channel, over the root mean
+    /// square of what the step changes; for the head, whose channels are many, a root mean square
+    /// over tokens instead.
+    #[serde(serialize_with = "finite")]
+    pub channel: f64,
+}
+
 /// How far the runtime is from what the stored weights mean.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parity {
     /// Largest difference of two logits.
     #[serde(serialize_with = "finite")]
@@ -76,6 +111,12 @@ pub struct Parity {
     pub kld_mean: f64,
     /// What rounding explains.
     pub limits: ParityLimits,
+    /// Each step, in order.
+    #[serde(default)]
+    pub steps: Vec<Step>,
+    /// The first step beyond its limits.
+    #[serde(default)]
+    pub first_bad: Option<String>,
     /// Whether everything is finite and within the limits.
     pub pass: bool,
 }
@@ -83,33 +124,35 @@ pub struct Parity {
 impl Parity {
     /// Runs both over the windows. `reference` and `runtime` must read the same weights.
     pub fn measure(
-        reference: &dyn Scorer,
+        reference: &ReferenceScorer<'_>,
         runtime: &dyn Scorer,
         windows: &[Window],
         limits: ParityLimits,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
-        Parity::of(
-            &Comparison::run(reference, runtime, windows, progress)?,
-            limits,
-        )
+        let (vocab, other) = (reference.vocab(), runtime.vocab());
+        if vocab != other {
+            return Err(Error::Vocabulary {
+                base: vocab,
+                artifact: other,
+            });
+        }
+        check_tokens(windows.iter(), vocab)?;
+        let mut steps = Vec::new();
+        let mut tally = Tally::default();
+        let size = crate::compare::batch_size(windows.iter(), 2 * runtime.hidden_size());
+        for batch in windows.chunks(size) {
+            let mut walk = Walk::new(reference, runtime, batch, progress);
+            walk.run(&mut tally)?;
+            merge(&mut steps, walk.steps);
+        }
+        Parity::of(&tally, steps, limits)
     }
 
     /// Sums up a comparison of reference and runtime.
-    pub fn of(comparison: &Comparison, limits: ParityLimits) -> Result<Self, Error> {
-        let windows = &comparison.windows;
-        let not_finite: u64 = windows
-            .iter()
-            .map(|w| w.base_not_finite + w.not_finite)
-            .sum();
-        let klds: Vec<Sum> = windows
-            .iter()
-            .map(|w| Sum {
-                total: w.tokens.iter().map(|t| t.kld).sum(),
-                count: w.tokens.len() as u64,
-            })
-            .collect();
-        let tokens: u64 = klds.iter().map(|s| s.count).sum();
+    fn of(tally: &Tally, steps: Vec<StepSums>, limits: ParityLimits) -> Result<Self, Error> {
+        let not_finite = tally.not_finite + u64::from(tally.base_not_finite.is_some());
+        let tokens = tally.tokens();
         if tokens == 0 {
             return Err(if not_finite == 0 {
                 Error::TooLittleText {
@@ -118,21 +161,19 @@ impl Parity {
                 }
             } else {
                 Error::NothingFinite {
-                    windows: windows.len(),
+                    windows: tally.lines.len(),
                 }
             });
         }
-        let max_abs_logit = windows.iter().map(|w| w.max_abs_logit).fold(0.0, f64::max);
-        let difference: f64 = windows.iter().map(|w| w.square_difference).sum();
-        let reference: f64 = windows.iter().map(|w| w.square_base).sum();
-        let rel_l2 = if difference == 0.0 {
-            0.0
-        } else {
-            (difference / reference).sqrt()
-        };
-        let kld_mean = pooled_mean(&klds).value;
+        let max_abs_logit = tally.rows.max_abs;
+        let rel_l2 = ratio(tally.rows.square_difference, tally.rows.square_base);
+        let kld_mean = tally.lines.iter().map(|l| l.sums.kld).sum::<f64>() / tokens as f64;
+        let steps: Vec<Step> = steps.into_iter().map(StepSums::step).collect();
         // Written so that a value that is not a number does not pass.
+        let good = |s: &&Step| s.rel_l2 <= limits.step_rel_l2 && s.channel <= limits.step_channel;
+        let first_bad = steps.iter().find(|s| !good(s)).map(|s| s.name.clone());
         let pass = not_finite == 0
+            && first_bad.is_none()
             && max_abs_logit <= limits.max_abs_logit
             && rel_l2 <= limits.rel_l2
             && kld_mean <= limits.kld_mean;
@@ -141,34 +182,274 @@ impl Parity {
             rel_l2,
             kld_mean,
             limits,
+            steps,
+            first_bad,
             pass,
         })
+    }
+
+    /// The largest differences of any step.
+    pub fn worst_step(&self) -> (f64, f64) {
+        let steps = self.steps.iter();
+        steps.fold((0.0, 0.0), |(l2, channel), s| {
+            (larger(l2, s.rel_l2), larger(channel, s.channel))
+        })
+    }
+}
+
+/// The larger of two, NaN above all; `max` would drop it.
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
+fn ratio(difference: f64, reference: f64) -> f64 {
+    if difference == 0.0 {
+        0.0
+    } else {
+        (difference / reference).sqrt()
+    }
+}
+
+/// Sums of squares of one step, by channel.
+struct StepSums {
+    name: String,
+    difference: Vec<f64>,
+    change: Vec<f64>,
+    /// The largest upper quartile of a channel, where quartiles were taken.
+    quartile: Option<f64>,
+    rows: f64,
+}
+
+impl StepSums {
+    fn new(name: String, width: usize) -> Self {
+        StepSums {
+            name,
+            difference: vec![0.0; width],
+            change: vec![0.0; width],
+            quartile: None,
+            rows: 0.0,
+        }
+    }
+
+    /// Takes the upper quartile over tokens of the difference in each channel.
+    fn quartiles(&mut self, meant: &[Vec<f32>], found: &[Vec<f32>]) {
+        let width = self.difference.len();
+        let off = |channel: usize| {
+            let pairs = meant.iter().zip(found).flat_map(|(m, f)| {
+                let places = (channel..m.len()).step_by(width);
+                places.map(move |i| (f64::from(m[i]) - f64::from(f[i])).abs())
+            });
+            let mut off: Vec<f64> = pairs.collect();
+            let place = off.len() * 3 / 4;
+            if off.is_empty() {
+                return 0.0;
+            }
+            // NaN comes after everything, so that much of it shows.
+            *off.select_nth_unstable_by(place, f64::total_cmp).1
+        };
+        let worst = (0..width).map(off).fold(0.0, larger);
+        self.quartile = Some(larger(self.quartile.unwrap_or(0.0), worst));
+    }
+
+    /// Takes in one step from `before` to `meant` by the reference and to `found` by the
+    /// runtime; `before` is empty where the step replaces everything.
+    fn add(&mut self, before: &[f32], meant: &[f32], found: &[f32]) {
+        let width = self.difference.len();
+        for (i, (&meant, &found)) in meant.iter().zip(found).enumerate() {
+            let before = before.get(i).copied().unwrap_or(0.0);
+            let square = |x: f32, y: f32| (f64::from(x) - f64::from(y)).powi(2);
+            self.difference[i % width] += square(meant, found);
+            self.change[i % width] += square(meant, before);
+        }
+        self.rows += (meant.len() / width.max(1)) as f64;
+    }
+
+    fn step(self) -> Step {
+        let change: f64 = self.change.iter().sum();
+        let difference: f64 = self.difference.iter().sum();
+        let worst = self.difference.iter().copied().fold(0.0, larger);
+        let average = change / self.change.len() as f64;
+        let channel = match self.quartile {
+            Some(off) => ratio(off.powi(2), average / self.rows),
+            None => ratio(worst, average),
+        };
+        Step {
+            name: self.name,
+            rel_l2: ratio(difference, change),
+            channel,
+        }
+    }
+}
+
+fn merge(all: &mut Vec<StepSums>, more: Vec<StepSums>) {
+    if all.is_empty() {
+        *all = more;
+        return;
+    }
+    for (own, other) in all.iter_mut().zip(more) {
+        own.rows += other.rows;
+        own.quartile = match (own.quartile, other.quartile) {
+            (Some(a), Some(b)) => Some(larger(a, b)),
+            (a, b) => a.or(b),
+        };
+        for (a, b) in own.difference.iter_mut().zip(other.difference) {
+            *a += b;
+        }
+        for (a, b) in own.change.iter_mut().zip(other.change) {
+            *a += b;
+        }
+    }
+}
+
+/// A batch of windows on its way through both implementations.
+struct Walk<'a> {
+    reference: &'a ReferenceScorer<'a>,
+    runtime: &'a dyn Scorer,
+    windows: &'a [Window],
+    progress: &'a dyn Progress,
+    steps: Vec<StepSums>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        reference: &'a ReferenceScorer<'a>,
+        runtime: &'a dyn Scorer,
+        windows: &'a [Window],
+        progress: &'a dyn Progress,
+    ) -> Self {
+        Walk {
+            reference,
+            runtime,
+            windows,
+            progress,
+            steps: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, tally: &mut Tally) -> Result<(), Error> {
+        let (reference, runtime) = (&self.reference.0, self.runtime);
+        let tokens: Vec<&[u32]> = self.windows.iter().map(|w| w.tokens.as_slice()).collect();
+        let layers = reference.spec().layers.len();
+        self.progress.start("parity", layers as u64, "layers");
+        let mut full = reference.embed(&tokens)?;
+        let mut found = runtime.embed(&tokens)?;
+        self.step("embedding".to_owned(), None, &full, &found);
+        for index in 0..layers {
+            let meant = reference.layer(index, &found, Activations::Rounded)?;
+            full = reference.layer(index, &full, Activations::Full)?;
+            let before = found.clone();
+            found = runtime.layer(index, found)?;
+            self.step(format!("layer {index}"), Some(&before), &meant, &found);
+            self.progress.advance(1);
+        }
+        let meant = reference.finish(&found)?;
+        full = reference.finish(&full)?;
+        found = runtime.finish(found)?;
+        self.step("final norm".to_owned(), None, &meant, &found);
+        self.head(&full, &found, tally)?;
+        self.progress.finish();
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        name: String,
+        before: Option<&[Vec<f32>]>,
+        meant: &[Vec<f32>],
+        found: &[Vec<f32>],
+    ) {
+        let mut sums = StepSums::new(name, self.runtime.hidden_size());
+        for (i, (meant, found)) in meant.iter().zip(found).enumerate() {
+            let before = before.map_or(&[][..], |b| &b[i]);
+            sums.add(before, meant, found);
+        }
+        sums.quartiles(meant, found);
+        self.steps.push(sums);
+    }
+
+    /// The head as a step of its own, and the logits of both from beginning to end.
+    fn head(
+        &mut self,
+        full: &[Vec<f32>],
+        found: &[Vec<f32>],
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
+        let (vocab, width) = (self.runtime.vocab(), self.runtime.hidden_size());
+        let mut sums = StepSums::new("head".to_owned(), vocab);
+        for (i, window) in self.windows.iter().enumerate() {
+            let mut scores = WindowScores::default();
+            for rows in row_blocks(window, vocab) {
+                let span = rows.start * width..rows.end * width;
+                let reference = &self.reference.0;
+                let meant = reference.logits(&found[i][span.clone()], Activations::Rounded)?;
+                let full = reference.logits(&full[i][span.clone()], Activations::Full)?;
+                let found = self.runtime.logits(&found[i][span])?;
+                sums.add(&[], &meant, &found);
+                let pairs = full.chunks_exact(vocab).zip(found.chunks_exact(vocab));
+                for (row, (full, found)) in rows.zip(pairs) {
+                    scores.add(full, found, None, window.tokens[row + 1], 0.0);
+                }
+            }
+            tally.add(tally.lines.len(), 0, &scores);
+        }
+        self.steps.push(sums);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::WindowScores;
 
     const LIMITS: ParityLimits = ParityLimits {
         max_abs_logit: 0.5,
         rel_l2: 0.1,
         kld_mean: 0.01,
+        step_rel_l2: 0.01,
+        step_channel: 0.1,
     };
 
     fn parity(rows: &[([f32; 3], [f32; 3])]) -> Result<Parity, Error> {
         let mut scores = WindowScores::default();
         for (reference, runtime) in rows {
-            scores.add(reference, runtime, 0);
+            scores.add(reference, runtime, None, 0, 0.0);
         }
-        Parity::of(
-            &Comparison {
-                windows: vec![scores],
-                ..Comparison::default()
-            },
-            LIMITS,
-        )
+        let mut tally = Tally::default();
+        tally.add(0, 0, &scores);
+        Parity::of(&tally, Vec::new(), LIMITS)
+    }
+
+    #[test]
+    fn the_first_bad_step_is_named() {
+        let same = [1.0, 2.0];
+        let step = |name: &str, found: [f32; 2]| {
+            let mut sums = StepSums::new(name.to_owned(), 2);
+            sums.add(&[0.0, 2.0], &same, &found);
+            sums
+        };
+        let mut scores = WindowScores::default();
+        scores.add(&same, &same, None, 0, 0.0);
+        let mut tally = Tally::default();
+        tally.add(0, 0, &scores);
+        for (bad, found) in [
+            (None, same),
+            (Some("b"), [1.0, 2.5]),
+            (Some("b"), [f32::NAN, 2.0]),
+        ] {
+            let steps = vec![step("a", same), step("b", found), step("c", [0.0, 0.0])];
+            let steps = if bad.is_none() {
+                vec![step("a", same)]
+            } else {
+                steps
+            };
+            let found = Parity::of(&tally, steps, LIMITS).unwrap();
+            assert_eq!(
+                (found.first_bad.as_deref(), found.pass),
+                (bad, bad.is_none())
+            );
+        }
+        // The change is that of the step, not of the stream: 0.5 over 1, not over sqrt(5).
+        assert!((step("b", [1.0, 2.5]).step().rel_l2 - 0.5).abs() < 1e-12);
     }
 
     #[test]

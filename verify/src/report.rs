@@ -10,12 +10,17 @@ use neuroconv_format::manifest::{SourceRecord, TensorRecord};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::Error;
+use crate::drift::LayerDrift;
 use crate::gate::{Check, Verdict};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Row};
 use crate::parity::Parity;
+use crate::stats::Interval;
 
 /// The version written here and the only one read.
 pub const SCHEMA_VERSION: u32 = 1;
+
+/// The JSON Schema of that version.
+pub const SCHEMA: &str = include_str!("../schema/report-1.json");
 
 /// Everything about one conversion and its verification.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +44,31 @@ pub struct Report {
     /// The change of attention, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mla: Option<MlaRecord>,
+    /// Quality, text by text.
+    #[serde(default)]
+    pub texts: Vec<Row>,
+    /// Quality in longer windows, where model and texts allow.
+    #[serde(default)]
+    pub long: Vec<Row>,
+    /// Hidden states of original and artifact, layer by layer.
+    #[serde(default)]
+    pub layers: Vec<LayerDrift>,
+    /// The layer whose own error is the largest.
+    #[serde(default)]
+    pub worst_layer: Option<usize>,
+    /// What both models write after the same prompts, likeliest token first.
+    #[serde(default)]
+    pub samples: Vec<SampleRecord>,
+    /// What computed the original: `runtime` where parity with the independent forward held for
+    /// it, else `reference`.
+    #[serde(default)]
+    pub engine: String,
+    /// Scored tokens that the verdict did not need.
+    #[serde(default)]
+    pub tokens_saved: u64,
+    /// The model that the artifact was judged against beside its original.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yardstick: Option<YardstickRecord>,
     /// Every stored tensor.
     pub tensors: Vec<TensorLine>,
     /// How the artifact was judged.
@@ -86,6 +116,37 @@ pub struct CorpusRecord {
     pub tokens: u64,
     /// Windows.
     pub windows: u64,
+}
+
+/// Both models after one prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleRecord {
+    /// The prompt.
+    pub prompt: String,
+    /// What the original writes.
+    pub original: String,
+    /// What the artifact writes.
+    pub artifact: String,
+    /// The first token that differs, counted from 0; `null` where none does.
+    pub divergence: Option<usize>,
+    /// Tokens that the original wrote.
+    pub tokens: usize,
+}
+
+/// The original rounded as a common format rounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct YardstickRecord {
+    /// Its name.
+    pub name: String,
+    /// Bits per weight of the format.
+    #[serde(serialize_with = "finite")]
+    pub bits_per_weight: f64,
+    /// Its perplexity.
+    pub ppl: Interval,
+    /// Its mean divergence from the original.
+    pub kld_mean: Interval,
+    /// The artifact's mean divergence over that.
+    pub kld_ratio: Option<Interval>,
 }
 
 /// How attention was changed.
@@ -244,6 +305,97 @@ mod tests {
         let text = report.to_json().unwrap();
         assert!(text.ends_with("}\n"));
         assert_eq!(Report::parse(text.as_bytes()).unwrap(), report);
+    }
+
+    /// What in `value` breaks `schema`, as far as the schema's own words go.
+    fn breaches(schema: &Value, value: &Value, root: &Value, at: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut refuse = |why: String| out.push(format!("{at}: {why}"));
+        if let Some(name) = schema["$ref"].as_str() {
+            let target = &root["$defs"][name.trim_start_matches("#/$defs/")];
+            assert!(target.is_object(), "{name} is defined");
+            return breaches(target, value, root, at);
+        }
+        if let Some(any) = schema["anyOf"].as_array() {
+            let fits = |s: &Value| breaches(s, value, root, at).is_empty();
+            return if any.iter().any(fits) {
+                out
+            } else {
+                vec![format!("{at}: none fits")]
+            };
+        }
+        if schema["const"] != Value::Null && schema["const"] != *value {
+            refuse(format!("not {}", schema["const"]));
+        }
+        if schema["enum"]
+            .as_array()
+            .is_some_and(|e| !e.contains(value))
+        {
+            refuse(format!("{value} is none of {}", schema["enum"]));
+        }
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(n) if n.is_u64() => "integer",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        let is = |t: &Value| *t == kind || (*t == "number" && kind == "integer");
+        match &schema["type"] {
+            Value::Null => {}
+            Value::Array(types) if types.iter().any(is) => {}
+            one if is(one) => {}
+            other => refuse(format!("{kind} instead of {other}")),
+        }
+        for name in schema["required"].as_array().into_iter().flatten() {
+            if value.get(name.as_str().unwrap()).is_none() {
+                refuse(format!("no {name}"));
+            }
+        }
+        for (key, inner) in value.as_object().into_iter().flatten() {
+            match schema["properties"].get(key) {
+                Some(schema) => out.extend(breaches(schema, inner, root, &format!("{at}.{key}"))),
+                None => out.push(format!("{at}: {key} is not described")),
+            }
+        }
+        for (i, inner) in value.as_array().into_iter().flatten().enumerate() {
+            out.extend(breaches(
+                &schema["items"],
+                inner,
+                root,
+                &format!("{at}[{i}]"),
+            ));
+        }
+        out
+    }
+
+    /// Everything that is written is described, and a wrong report breaks the schema.
+    #[test]
+    fn reports_fit_the_schema_and_no_field_is_missing_in_it() {
+        let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+        let full = testing::full_report();
+        let report: Value = serde_json::from_str(&full.to_json().unwrap()).unwrap();
+        assert_eq!(breaches(&schema, &report, &schema, ""), [""; 0]);
+        for (pointer, wrong) in [
+            ("/verdict", Value::from("good")),
+            ("/schema_version", Value::from(2)),
+            ("/metrics/kld_p99", Value::Null),
+            ("/metrics/detail/kld/p05", Value::from("0.1")),
+            ("/checks/0/class", Value::from("taste")),
+            ("/texts/0/ppl", Value::from(1.0)),
+        ] {
+            let mut bad = report.clone();
+            *bad.pointer_mut(pointer).unwrap() = wrong;
+            assert!(
+                !breaches(&schema, &bad, &schema, "").is_empty(),
+                "{pointer}"
+            );
+        }
+        let mut short = report.clone();
+        short.as_object_mut().unwrap().remove("parity");
+        assert_eq!(breaches(&schema, &short, &schema, "").len(), 1);
     }
 
     #[test]

@@ -1,23 +1,47 @@
-//! A model as verification sees it: hidden states of windows, and logits of hidden states.
+//! A model as verification sees it: residual streams of windows from layer to layer, and logits.
 
-use crate::parallel::each_window;
 use neuroconv_recipes::ModelSpec;
 use neuroconv_runtime::{Decoder, KvCodec, Progress, WeightSource};
 
 use crate::Error;
-use crate::reference::Reference;
+use crate::parallel::each_window;
+use crate::reference::{Activations, Reference};
 
 /// A model that can be scored.
 pub trait Scorer: Sync {
     /// The description of the model.
     fn spec(&self) -> &ModelSpec;
 
-    /// The hidden states after the final norm, `[t, hidden]` row by row, of each window; windows
-    /// start at position 0.
-    fn hidden(&self, windows: &[&[u32]], progress: &dyn Progress) -> Result<Vec<Vec<f32>>, Error>;
+    /// The embedded rows `[t, hidden]` of each window, row by row.
+    fn embed(&self, windows: &[&[u32]]) -> Result<Vec<Vec<f32>>, Error>;
+
+    /// The residual streams of windows that begin at position 0 after layer `index`, from those
+    /// before it.
+    fn layer(&self, index: usize, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error>;
+
+    /// The hidden states after the final norm, from the residual streams after the last layer.
+    fn finish(&self, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error>;
 
     /// The logits `[t, vocab]` of hidden states `[t, hidden]`, row by row.
     fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error>;
+
+    /// What progress calls it.
+    fn name(&self) -> &'static str;
+
+    /// The hidden states after the final norm, `[t, hidden]` row by row, of each window. Every
+    /// layer is read once, so a model larger than memory runs at the speed of its disk.
+    fn hidden(&self, windows: &[&[u32]], progress: &dyn Progress) -> Result<Vec<Vec<f32>>, Error> {
+        let layers = self.spec().layers.len();
+        progress.start(self.name(), layers as u64, "layers");
+        let mut states = self.embed(windows)?;
+        for index in 0..layers {
+            states = self.layer(index, states)?;
+            progress.advance(1);
+        }
+        let states = self.finish(states);
+        progress.finish();
+        states
+    }
 
     /// Number of token ids.
     fn vocab(&self) -> usize {
@@ -31,7 +55,7 @@ pub trait Scorer: Sync {
 }
 
 /// A model run by candle in f32, layer by layer.
-pub struct ReferenceScorer<'a>(Reference<'a>);
+pub struct ReferenceScorer<'a>(pub(crate) Reference<'a>);
 
 impl<'a> ReferenceScorer<'a> {
     /// Prepares the reference forward of a model.
@@ -45,12 +69,24 @@ impl Scorer for ReferenceScorer<'_> {
         self.0.spec()
     }
 
-    fn hidden(&self, windows: &[&[u32]], progress: &dyn Progress) -> Result<Vec<Vec<f32>>, Error> {
-        self.0.hidden(windows, progress)
+    fn embed(&self, windows: &[&[u32]]) -> Result<Vec<Vec<f32>>, Error> {
+        self.0.embed(windows)
+    }
+
+    fn layer(&self, index: usize, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        self.0.layer(index, &states, Activations::Full)
+    }
+
+    fn finish(&self, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        self.0.finish(&states)
     }
 
     fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error> {
-        self.0.logits(hidden_td)
+        self.0.logits(hidden_td, Activations::Full)
+    }
+
+    fn name(&self) -> &'static str {
+        "reference"
     }
 }
 
@@ -68,6 +104,11 @@ impl RuntimeScorer {
     pub fn with_kv(self, kv: KvCodec) -> Self {
         RuntimeScorer(self.0.with_kv(kv))
     }
+
+    /// The model, for whoever wants to generate with it.
+    pub fn decoder(&self) -> &Decoder {
+        &self.0
+    }
 }
 
 impl Scorer for RuntimeScorer {
@@ -75,18 +116,31 @@ impl Scorer for RuntimeScorer {
         self.0.spec()
     }
 
-    fn hidden(&self, windows: &[&[u32]], progress: &dyn Progress) -> Result<Vec<Vec<f32>>, Error> {
-        progress.start("runtime", windows.len() as u64, "windows");
-        let states = each_window(windows.len(), |i| {
-            let states = self.0.hidden(windows[i], &mut self.0.new_cache())?;
-            progress.advance(1);
-            Ok(states)
-        });
-        progress.finish();
-        states
+    fn embed(&self, windows: &[&[u32]]) -> Result<Vec<Vec<f32>>, Error> {
+        let embed = |w: &&[u32]| Ok(self.0.embed(w)?);
+        windows.iter().map(embed).collect()
+    }
+
+    fn layer(&self, index: usize, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        each_window(states.len(), |i| {
+            let mut x_td = states[i].clone();
+            self.0.layer(index, &mut x_td);
+            Ok(x_td)
+        })
+    }
+
+    fn finish(&self, mut states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        for x_td in &mut states {
+            self.0.finish(x_td);
+        }
+        Ok(states)
     }
 
     fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error> {
         Ok(self.0.logits(hidden_td))
+    }
+
+    fn name(&self) -> &'static str {
+        "runtime"
     }
 }

@@ -2,11 +2,17 @@
 
 use neuroconv_format::manifest::{FileRecord, SourceRecord};
 
+use crate::drift::LayerDrift;
 use crate::gate::{Check, CheckClass, CheckStatus, Verdict};
-use crate::metrics::{KldHistogram, Metrics};
-use crate::parity::{Parity, ParityLimits};
-use crate::report::{ArtifactRecord, CorpusRecord, Report, StageRecord, TensorLine};
-use crate::stats::Interval;
+use crate::metrics::{KldHistogram, Metrics, Row};
+use crate::parity::{Parity, ParityLimits, Step};
+use crate::report::{
+    ArtifactRecord, CorpusRecord, MlaRecord, Report, SampleRecord, StageRecord, TensorLine,
+    YardstickRecord,
+};
+use crate::score::TokenScore;
+use crate::stats::{Interval, Level};
+use crate::tally::{Tally, WindowScores};
 
 /// An interval around a value.
 pub(crate) fn interval(value: f64, reach: f64) -> Interval {
@@ -42,6 +48,7 @@ pub(crate) fn metrics() -> Metrics {
             log10_step: 0.25,
             counts,
         }),
+        detail: None,
     }
 }
 
@@ -51,12 +58,16 @@ pub(crate) fn parity() -> Parity {
         max_abs_logit: 0.5,
         rel_l2: 0.0625,
         kld_mean: 0.007_812_5,
+        step_rel_l2: 0.001_953_125,
+        step_channel: 0.015_625,
     };
     Parity {
         max_abs_logit: 0.125,
         rel_l2: 0.015_625,
         kld_mean: 0.000_244_140_625,
         limits,
+        steps: Vec::new(),
+        first_bad: None,
         pass: true,
     }
 }
@@ -79,6 +90,7 @@ fn checks() -> Vec<Check> {
         limit,
         observed,
         waived: false,
+        detail: None,
     })
     .collect()
 }
@@ -128,6 +140,14 @@ pub(crate) fn report() -> Report {
         metrics: metrics(),
         parity: parity(),
         mla: None,
+        texts: Vec::new(),
+        long: Vec::new(),
+        layers: Vec::new(),
+        worst_layer: None,
+        samples: Vec::new(),
+        engine: "runtime".into(),
+        tokens_saved: 0,
+        yardstick: None,
         tensors: vec![
             tensor("embed", "embed", "int8", 8.125, Some(0.000_061_035_156_25)),
             tensor("blk.0.attn_q", "attn_q", "ternary", 2.125, Some(0.1875)),
@@ -150,4 +170,76 @@ pub(crate) fn report() -> Report {
         cpu: "x86-64 avx2".into(),
         warnings: vec!["a | b\n<script>alert(1)</script>".into()],
     }
+}
+
+/// A report in which every section has something in it.
+pub(crate) fn full_report() -> Report {
+    let token = |nll: f64| TokenScore {
+        nll_base: 2.0 * nll,
+        nll: 2.125 * nll,
+        kld: 0.25 * nll,
+        kld_reverse: 0.5 * nll,
+        confidence: 0.5,
+        rank: 0,
+    };
+    let mut tally = Tally::new(None);
+    for window in 0..3 {
+        let places = (0..4).map(|i| (token(1.0 + f64::from(i)), f64::from(i) / 4.0));
+        let scores = WindowScores {
+            tokens: places.collect(),
+            yardstick: vec![(0.125, 2.0); 4],
+            ..WindowScores::default()
+        };
+        tally.add(window, 0, &scores);
+    }
+    let detail = Metrics::of(&tally, Level::Final)
+        .ok()
+        .and_then(|m| m.detail);
+    let drift = |layer: usize, snr_db| LayerDrift {
+        layer,
+        cosine: 0.9375,
+        snr_db: Some(snr_db),
+        own_snr_db: Some(2.0 * snr_db),
+    };
+    let mut report = report();
+    report.metrics.detail = detail;
+    report.texts = Row::of(&tally, Some(0), "prose", 256).into_iter().collect();
+    report.long = Row::of(&tally, None, "prose", 2048).into_iter().collect();
+    report.layers = vec![drift(0, 16.0), drift(1, 12.0)];
+    report.worst_layer = Some(1);
+    report.samples = vec![SampleRecord {
+        prompt: "Once <b>upon".into(),
+        original: " a time".into(),
+        artifact: " a tide & more".into(),
+        divergence: Some(1),
+        tokens: 64,
+    }];
+    report.yardstick = Some(YardstickRecord {
+        name: "Q8_0 class".into(),
+        bits_per_weight: 8.5,
+        ppl: interval(55.75, 0.5),
+        kld_mean: interval(0.001_953_125, 0.000_976_562_5),
+        kld_ratio: Some(interval(32.0, 1.0)),
+    });
+    report.mla = Some(MlaRecord {
+        mode: "mla".into(),
+        calibrated: true,
+        layers: vec![0, 1],
+        rank: vec![64, 48],
+        rope_dim: 16,
+        energy: vec![0.984_375, 0.968_75],
+        spectrum: vec![vec![0.75, 0.9375, 1.0], vec![0.5, 0.96875, 1.0]],
+        output_error: vec![Some(0.015_625), None],
+        kld: vec![0.003_906_25, 0.007_812_5],
+        loss_share: vec![0.25, 0.75],
+        ppl_partial_rope: Some(56.0),
+        ppl_converted: Some(57.5),
+    });
+    report.parity.steps = vec![Step {
+        name: "layer 0".into(),
+        rel_l2: 0.000_976_562_5,
+        channel: 0.003_906_25,
+    }];
+    report.checks[1].detail = Some("blk.0.mlp_down, row 3, group 0".into());
+    report
 }

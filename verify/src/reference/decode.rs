@@ -10,7 +10,7 @@ use neuroconv_format::{Codec, PackedTensor};
 /// Writes row `row` of a packed matrix into `out`, which has one place per column.
 ///
 /// The caller has checked that `bytes` is as long as the layout says and that `row` exists.
-pub(super) fn packed_row(t: &PackedTensor, row: usize, out: &mut [f32]) {
+pub(crate) fn packed_row(t: &PackedTensor, row: usize, out: &mut [f32]) {
     let layout = &t.layout;
     let (panel, r) = (row / PANEL_ROWS, row % PANEL_ROWS);
     let (codes, scales) = (&t.bytes[layout.codes()], &t.bytes[layout.scales()]);

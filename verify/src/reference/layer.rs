@@ -3,25 +3,10 @@
 use candle_core::{Result, Tensor};
 use neuroconv_recipes::{Mlp, ModelSpec, Norm, Order, Role, TensorId};
 
+use super::linear::Linear;
 use super::mixer::Mix;
 use super::weights::Weights;
 use crate::Error;
-
-/// A projection `y = x Wᵀ + b`.
-pub(super) struct Linear {
-    pub(super) weight_nk: Tensor,
-    pub(super) bias_n: Option<Tensor>,
-}
-
-impl Linear {
-    pub(super) fn forward(&self, x_tk: &Tensor) -> Result<Tensor> {
-        let y_tn = x_tk.matmul(&self.weight_nk.t()?)?;
-        match &self.bias_n {
-            Some(bias) => y_tn.broadcast_add(bias),
-            None => Ok(y_tn),
-        }
-    }
-}
 
 /// The mean-square norm over the last dimension: `x / sqrt(mean(x²) + eps) * gain`.
 pub(super) fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
@@ -52,11 +37,9 @@ impl Layer {
             (spec.block.norm, spec.block.order, spec.block.mlp);
         let (hidden, ffn) = (spec.hidden, spec.ffn);
         let get = |role, shape: &[usize]| weights.get(TensorId::layer(index, role), shape);
-        let linear = |role, shape: [usize; 2], bias: Role| {
-            let weight_nk = get(role, &shape)?;
-            let bias = spec.block.mlp_bias.then(|| get(bias, &shape[..1]));
-            let bias_n = bias.transpose()?;
-            Ok::<_, Error>(Linear { weight_nk, bias_n })
+        let linear = |role, shape, bias| {
+            let bias = spec.block.mlp_bias.then_some(bias);
+            Linear::load(weights, index, role, shape, bias)
         };
         Ok(Layer {
             eps: spec.norm_eps,

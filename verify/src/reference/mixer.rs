@@ -6,7 +6,8 @@ use neuroconv_recipes::{
 };
 
 use super::attention::attend;
-use super::layer::{Linear, rms_norm};
+use super::layer::rms_norm;
+use super::linear::Linear;
 use super::rope::Rotary;
 use super::weights::Weights;
 use crate::Error;
@@ -82,10 +83,7 @@ impl Reader<'_> {
         shape: [usize; 2],
         bias: Option<Role>,
     ) -> std::result::Result<Linear, Error> {
-        Ok(Linear {
-            weight_nk: self.get(role, &shape)?,
-            bias_n: bias.map(|role| self.get(role, &shape[..1])).transpose()?,
-        })
+        Linear::load(self.weights, self.index, role, shape, bias)
     }
 
     fn norms(self, dim: usize) -> std::result::Result<Option<(Tensor, Tensor)>, Error> {
@@ -256,8 +254,9 @@ impl Mla {
                 eps: r.spec.norm_eps,
             },
             kv_a: r.linear(Role::KvA, [cached, input], Some(Role::KvABias))?,
-            k_b: r.linear(Role::KB, [width, a.rank], None)?,
-            v_b: r.linear(Role::VB, [width, a.rank], None)?,
+            // Multiplied from either side, and so never by rounded activations.
+            k_b: r.linear(Role::KB, [width, a.rank], None)?.exact(),
+            v_b: r.linear(Role::VB, [width, a.rank], None)?.exact(),
             normed,
         })
     }

@@ -8,6 +8,7 @@
 mod attention;
 mod decode;
 mod layer;
+mod linear;
 mod mixer;
 mod rope;
 mod weights;
@@ -15,17 +16,22 @@ mod weights;
 use crate::parallel::each_window;
 use candle_core::{Device, Tensor};
 use neuroconv_recipes::{ModelSpec, Role, TensorId};
-use neuroconv_runtime::{Progress, WeightSource};
+use neuroconv_runtime::WeightSource;
 
 use crate::Error;
+pub(crate) use decode::packed_row;
 use layer::{Layer, rms_norm};
+pub use linear::Activations;
+use linear::Linear;
 use weights::Weights;
 
 /// A model run by candle in f32.
 pub struct Reference<'a> {
     spec: &'a ModelSpec,
     weights: Weights<'a>,
-    head_vd: Tensor,
+    /// With activations in full, and rounded where the head is packed.
+    head: Linear,
+    rounded_head: Linear,
 }
 
 impl<'a> Reference<'a> {
@@ -33,11 +39,13 @@ impl<'a> Reference<'a> {
     pub fn new(source: &'a dyn WeightSource) -> Result<Self, Error> {
         let (spec, weights) = (source.spec(), Weights::new(source));
         let head = TensorId::model(if spec.tied { Role::Embed } else { Role::Head });
-        let head_vd = weights.get(head, &[spec.vocab, spec.hidden])?;
+        let rounded = weights.with(Activations::Rounded);
+        let rounded_head = Linear::plain(rounded, head, [spec.vocab, spec.hidden])?;
         Ok(Reference {
             spec,
             weights,
-            head_vd,
+            head: rounded_head.clone().exact(),
+            rounded_head,
         })
     }
 
@@ -46,83 +54,76 @@ impl<'a> Reference<'a> {
         self.spec
     }
 
-    /// The hidden states after the final norm, `[t, hidden]` row by row, of each window. Windows
-    /// start at position 0 and may differ in length. Memory: the activations of all windows, one
-    /// layer's weights, and one window's intermediate values per thread.
-    pub fn hidden(
+    /// The embedded rows `[t, hidden]` of each window, row by row.
+    pub fn embed(&self, windows: &[&[u32]]) -> Result<Vec<Vec<f32>>, Error> {
+        let table = [self.spec.vocab, self.spec.hidden];
+        let id = TensorId::model(Role::Embed);
+        let rows = |w: &&[u32]| {
+            let rows = self.weights.rows(id, table, w)?;
+            rows.flatten_all()
+                .and_then(|x| x.to_vec1())
+                .map_err(at("the embedding"))
+        };
+        windows.iter().map(rows).collect()
+    }
+
+    /// Takes the residual streams `[t, hidden]` of windows that begin at position 0 and may differ
+    /// in length through layer `index`. Memory: that layer's weights, and one window's
+    /// intermediate values per thread.
+    pub fn layer(
         &self,
-        windows: &[&[u32]],
-        progress: &dyn Progress,
+        index: usize,
+        states: &[Vec<f32>],
+        activations: Activations,
     ) -> Result<Vec<Vec<f32>>, Error> {
-        let positions = windows.iter().map(|w| w.len()).max().unwrap_or(0);
+        let positions = states.iter().map(Vec::len).max().unwrap_or(0) / self.spec.hidden.max(1);
         if positions == 0 {
-            return Ok(vec![Vec::new(); windows.len()]);
+            return Ok(states.to_vec());
         }
-        progress.start("reference", self.spec.layers.len() as u64, "layers");
-        let mut states = self.embed(windows)?;
-        for index in 0..self.spec.layers.len() {
-            let layer = Layer::load(self.weights, self.spec, index, positions)?;
-            states = each(&states, &format!("layer {index}"), |x| layer.forward(x))?;
-            progress.advance(1);
-        }
+        let weights = self.weights.with(activations);
+        let layer = Layer::load(weights, self.spec, index, positions)?;
+        self.each(states, &format!("layer {index}"), |x| layer.forward(x))
+    }
+
+    /// Takes residual streams after the last layer through the final norm.
+    pub fn finish(&self, states: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, Error> {
         let gain = self
             .weights
             .get(TensorId::model(Role::FinalNorm), &[self.spec.hidden])?;
-        states = each(&states, "the final norm", |x| {
+        self.each(states, "the final norm", |x| {
             rms_norm(x, &gain, self.spec.norm_eps)
-        })?;
-        progress.finish();
-        states
-            .iter()
-            .map(|x| {
-                x.flatten_all()
-                    .and_then(|x| x.to_vec1())
-                    .map_err(at("the final norm"))
-            })
-            .collect()
+        })
     }
 
     /// The logits `[t, vocab]` of hidden states `[t, hidden]`, row by row.
-    pub fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error> {
+    pub fn logits(&self, hidden_td: &[f32], activations: Activations) -> Result<Vec<f32>, Error> {
         let rows = hidden_td.len().checked_div(self.spec.hidden).unwrap_or(0);
+        let head = match activations {
+            Activations::Full => &self.head,
+            Activations::Rounded => &self.rounded_head,
+        };
         Tensor::from_slice(hidden_td, (rows, self.spec.hidden), &Device::Cpu)
-            .and_then(|x| x.matmul(&self.head_vd.t()?)?.flatten_all()?.to_vec1())
+            .and_then(|x| head.forward(&x)?.flatten_all()?.to_vec1())
             .map_err(at("the head"))
     }
 
-    fn embed(&self, windows: &[&[u32]]) -> Result<Vec<Tensor>, Error> {
-        let tokens = windows.concat();
-        let table = [self.spec.vocab, self.spec.hidden];
-        let all = self
-            .weights
-            .rows(TensorId::model(Role::Embed), table, &tokens)?;
-        let mut start = 0;
-        windows
-            .iter()
-            .map(|w| {
-                // A view: `copy` would copy the rows of all windows for each of them.
-                let x = all.narrow(0, start, w.len());
-                start += w.len();
-                x.map_err(at("the embedding"))
-            })
-            .collect()
+    /// Applies one step to each window that is not empty, windows in parallel.
+    fn each(
+        &self,
+        states: &[Vec<f32>],
+        place: &str,
+        step: impl Fn(&Tensor) -> candle_core::Result<Tensor> + Sync,
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let hidden = self.spec.hidden;
+        let one = |x_td: &[f32]| {
+            if x_td.is_empty() {
+                return Ok(Vec::new());
+            }
+            let x_td = Tensor::from_slice(x_td, (x_td.len() / hidden, hidden), &Device::Cpu)?;
+            step(&x_td)?.flatten_all()?.to_vec1()
+        };
+        each_window(states.len(), |i| one(&states[i]).map_err(at(place)))
     }
-}
-
-/// Applies one step to each window that is not empty, windows in parallel.
-fn each(
-    states: &[Tensor],
-    place: &str,
-    step: impl Fn(&Tensor) -> candle_core::Result<Tensor> + Sync,
-) -> Result<Vec<Tensor>, Error> {
-    let one = |x: &Tensor| {
-        if x.elem_count() == 0 {
-            Ok(x.clone())
-        } else {
-            step(x)
-        }
-    };
-    each_window(states.len(), |i| one(&states[i]).map_err(at(place)))
 }
 
 fn at(place: &str) -> impl Fn(candle_core::Error) -> Error {

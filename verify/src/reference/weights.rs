@@ -7,24 +7,48 @@ use neuroconv_runtime::WeightSource;
 use rayon::prelude::*;
 
 use super::decode;
+use super::linear::Activations;
 use crate::Error;
 
 /// Reads the tensors of one model.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a> {
     source: &'a dyn WeightSource,
+    activations: Activations,
 }
 
 impl<'a> Weights<'a> {
     pub(super) fn new(source: &'a dyn WeightSource) -> Self {
-        Weights { source }
+        Weights {
+            source,
+            activations: Activations::Full,
+        }
+    }
+
+    /// The same weights for products with other activations.
+    pub(super) fn with(self, activations: Activations) -> Self {
+        Weights {
+            activations,
+            ..self
+        }
     }
 
     /// The whole tensor `id`, which must have the shape `expected`.
     pub(super) fn get(self, id: TensorId, expected: &[usize]) -> Result<Matrix, Error> {
+        Ok(self.matrix(id, expected)?.0)
+    }
+
+    /// The same, and the columns that share an activation scale in products with it, if any.
+    pub(super) fn matrix(
+        self,
+        id: TensorId,
+        expected: &[usize],
+    ) -> Result<(Matrix, Option<usize>), Error> {
+        let mut group = None;
         let values = match self.stored(id, expected)? {
             Tensor::Dense(t) => t.to_f32(),
             Tensor::Packed(t) => {
+                group = (self.activations == Activations::Rounded).then(|| t.layout.group());
                 let (rows, cols) = (t.layout.rows(), t.layout.cols());
                 let mut values = vec![0.0; rows * cols];
                 values
@@ -34,7 +58,7 @@ impl<'a> Weights<'a> {
                 values
             }
         };
-        matrix(id, values, expected)
+        Ok((matrix(id, values, expected)?, group))
     }
 
     /// The rows `rows` of the matrix `id`, one after the other, without the rest as f32.

@@ -2,25 +2,35 @@
 
 use std::fmt::Write;
 
-use super::plots::{histogram, tensor_errors};
-use super::{count, escape, headline, limit, number, observed, outcome, rows};
+use super::{count, escape, headline, limit, number, observed, outcome, rows, sections};
+use crate::gate::Verdict;
 use crate::report::Report;
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1c1c1c;--paper:#fff;--faint:#777;--line:#ddd;--bar:#3b6ea5;\
---good:#1a7f37;--bad:#c62828;--open:#9a6700}\
-@media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181c;--faint:#999;--line:#33363c;\
---bar:#7fb0e6;--good:#57c46f;--bad:#ff7b72;--open:#e3b341}}\
+:root{color-scheme:light dark;--ink:#1c1c1c;--paper:#fff;--faint:#666;--line:#ddd;--bar:#3b6ea5;\
+--second:#c58b3b;--good:#1a7f37;--bad:#c62828;--open:#8a6000;--mark:#ffe9a8}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181c;--faint:#a0a0a0;\
+--line:#33363c;--bar:#7fb0e6;--second:#d9a860;--good:#57c46f;--bad:#ff7b72;--open:#e3b341;\
+--mark:#5a4a12}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;\
-margin:2rem auto;padding:0 1rem}\
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}\
-table{border-collapse:collapse;width:100%}\
+margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}\
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}h3{font-size:1rem;margin-bottom:.3rem}\
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;overflow-wrap:normal}\
 td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);\
 font-variant-numeric:tabular-nums}\
 td+td,th+th{text-align:right}\
 .pass{color:var(--good)}.fail{color:var(--bad);font-weight:600}.inconclusive,.waived{color:var(--open)}\
-.faint{color:var(--faint)}svg{width:100%;height:auto}svg rect{fill:var(--bar)}\
-svg text{fill:var(--faint);font-size:11px}svg line{stroke:var(--line)}";
+.faint{color:var(--faint)}mark{background:var(--mark);color:inherit}\
+.box{border:1px solid;border-radius:.4rem;padding:.5rem 1rem}\
+.two{display:grid;grid-template-columns:1fr 1fr;gap:1rem}.two p{white-space:pre-wrap;margin:.2rem 0}\
+summary{cursor:pointer;color:var(--faint)}\
+svg{display:block;width:100%;height:auto;margin:.5rem 0}svg rect,svg circle.mark{fill:var(--bar)}\
+svg .second{fill:var(--second)}svg text{fill:var(--faint);font-size:13px}\
+svg line{stroke:var(--line)}svg polyline{fill:none;stroke:var(--bar);stroke-width:1.5}svg line.reach{stroke:var(--second);stroke-width:2}\
+.one{color:var(--bar)}.other{color:var(--second)}\
+@media(max-width:38rem){.two{grid-template-columns:1fr}svg text{font-size:19px}\
+table{font-size:13px}td code{overflow-wrap:anywhere}td,th{padding:.25rem .3rem}}\
+@media print{body{margin:0;max-width:none}}";
 
 /// The report as one self-contained HTML file.
 pub fn render_html(report: &Report) -> String {
@@ -39,7 +49,12 @@ fn write_html(report: &Report) -> Result<String, std::fmt::Error> {
          <title>neuroconv: {}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
         escape(&artifact.path)
     )?;
-    writeln!(out, "<h1>{}</h1>", escape(&headline(report)))?;
+    writeln!(
+        out,
+        "<h1 class=\"box {}\">{}</h1>",
+        verdict_class(report.verdict),
+        escape(&headline(report))
+    )?;
     writeln!(
         out,
         "<p><code>{}</code> ({}, {} parameters, {}) → <code>{}</code></p>",
@@ -51,75 +66,53 @@ fn write_html(report: &Report) -> Result<String, std::fmt::Error> {
     )?;
     summary(&mut out, report)?;
     checks(&mut out, report)?;
-    writeln!(out, "<h2>Error of each tensor</h2>")?;
-    tensor_errors(&mut out, &report.tensors)?;
-    tensors(&mut out, report)?;
-    if let Some(h) = &report.metrics.kld_histogram {
-        writeln!(out, "<h2>Divergence per token</h2>")?;
-        histogram(&mut out, h)?;
-    }
+    sections::size(&mut out, report)?;
+    sections::texts(&mut out, report)?;
+    sections::layers(&mut out, report)?;
+    sections::tensors(&mut out, report)?;
+    sections::latents(&mut out, report)?;
+    sections::divergence(&mut out, report)?;
+    sections::samples(&mut out, report)?;
     provenance(&mut out, report)?;
     writeln!(out, "</body>\n</html>")?;
     Ok(out)
 }
 
-fn summary(out: &mut String, report: &Report) -> std::fmt::Result {
-    writeln!(
-        out,
-        "<h2>Summary</h2>\n<table>\n<tr><th></th><th>original</th><th>artifact</th></tr>"
-    )?;
-    for row in rows(report) {
-        let [name, original, artifact] = row.map(|cell| escape(&cell));
-        writeln!(
-            out,
-            "<tr><td>{name}</td><td>{original}</td><td>{artifact}</td></tr>"
-        )?;
+fn verdict_class(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail => "fail",
+        Verdict::Inconclusive => "inconclusive",
+        Verdict::Waived => "waived",
     }
-    writeln!(out, "</table>")
+}
+
+fn summary(out: &mut String, report: &Report) -> std::fmt::Result {
+    writeln!(out, "<h2>Summary</h2>")?;
+    sections::table(out, &["", "original", "artifact"], &rows(report))
 }
 
 fn checks(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(
         out,
-        "<h2>Checks</h2>\n<table>\n\
+        "<h2>Checks</h2>\n<div class=\"wide\"><table>\n\
          <tr><th>check</th><th>limit</th><th>observed (95 %)</th><th></th></tr>"
     )?;
     for check in &report.checks {
         let word = outcome(check);
+        let place = match &check.detail {
+            Some(place) if word != "pass" => format!("<br><span>{}</span>", escape(place)),
+            _ => String::new(),
+        };
         writeln!(
             out,
-            "<tr><td><code>{}</code></td><td>{}</td><td>{}</td><td class=\"{word}\">{word}</td></tr>",
+            "<tr><td><code>{}</code>{place}</td><td>{}</td><td>{}</td><td class=\"{word}\">{word}</td></tr>",
             escape(&check.id),
             escape(&limit(check)),
             escape(&observed(check, report)),
         )?;
     }
-    writeln!(out, "</table>")
-}
-
-/// The same numbers as the plot, for those who cannot see it.
-fn tensors(out: &mut String, report: &Report) -> std::fmt::Result {
-    writeln!(
-        out,
-        "<details><summary>{} tensors</summary>\n<table>\n<tr><th>tensor</th><th>codec</th>\
-         <th>bits per weight</th><th>relative squared error</th><th>zeros</th>\
-         <th>entropy, bits</th></tr>",
-        report.tensors.len()
-    )?;
-    let maybe = |x: Option<f64>| x.map(number).unwrap_or_default();
-    for t in &report.tensors {
-        writeln!(
-            out,
-            "<tr><td><code>{}</code></td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-            escape(&t.name),
-            escape(&t.codec),
-            number(t.bits_per_weight),
-            maybe(t.rel_mse),
-            maybe(t.zeros),
-            maybe(t.entropy_bits),
-        )?;
-    }
-    writeln!(out, "</table></details>")
+    writeln!(out, "</table></div>")
 }
 
 fn provenance(out: &mut String, report: &Report) -> std::fmt::Result {

@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{LATENT_COLUMNS, latent_layers, latent_steps};
-use super::{count, headline, limit, observed, outcome, printable, rows};
+use super::{
+    LATENT_COLUMNS, count, headline, latent_layers, latent_steps, limit, observed, outcome,
+    printable, rows, with_interval,
+};
 use crate::report::Report;
 
 /// The report as GitHub-flavoured Markdown.
@@ -30,11 +32,19 @@ fn write_markdown(report: &Report) -> Result<String, std::fmt::Error> {
     )?;
     for check in &report.checks {
         let (id, limit, seen) = (code(&check.id), limit(check), observed(check, report));
-        writeln!(out, "| {id} | {limit} | {seen} | {} |", outcome(check))?;
+        let place = match &check.detail {
+            Some(place) if outcome(check) != "pass" => format!(", {}", code(place)),
+            _ => String::new(),
+        };
+        writeln!(
+            out,
+            "| {id} | {limit} | {seen} | {}{place} |",
+            outcome(check)
+        )?;
     }
     writeln!(out, "\n| | original | artifact |\n|:--|--:|--:|")?;
-    for [name, original, artifact] in rows(report) {
-        writeln!(out, "| {name} | {original} | {artifact} |")?;
+    for row in rows(report) {
+        writeln!(out, "| {} |", row.join(" | "))?;
     }
     writeln!(out)?;
     for corpus in &report.corpora {
@@ -49,6 +59,26 @@ fn write_markdown(report: &Report) -> Result<String, std::fmt::Error> {
         )?;
     }
     attention(&mut out, report)?;
+    if report.texts.len() + report.long.len() > 1 {
+        writeln!(
+            out,
+            "\n| text | window | tokens | ratio | mean KL |\n|:--|--:|--:|--:|--:|"
+        )?;
+        for row in report.texts.iter().chain(&report.long) {
+            writeln!(
+                out,
+                "| {} | {} | {} | {} | {} |",
+                code(&row.name),
+                row.ctx,
+                count(row.tokens),
+                with_interval(row.ppl_ratio),
+                with_interval(row.kld_mean),
+            )?;
+        }
+    }
+    if let Some(layer) = report.worst_layer {
+        writeln!(out, "\nLayer {layer} errs most on its own.")?;
+    }
     for warning in &report.warnings {
         writeln!(out, "\n> {}", text(warning))?;
     }

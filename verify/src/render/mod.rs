@@ -6,12 +6,15 @@
 mod html;
 mod junit;
 mod latent;
+mod lm_eval;
 mod markdown;
 mod plots;
+mod sections;
 
 pub use html::render_html;
 pub use junit::render_junit;
 pub use latent::{LATENT_COLUMNS, latent_layers, latent_steps};
+pub use lm_eval::render_lm_eval;
 pub use markdown::render_markdown;
 
 use crate::gate::{Check, CheckStatus, Verdict};
@@ -102,7 +105,7 @@ fn outcome(check: &Check) -> &'static str {
 }
 
 /// The limit with its direction, every digit of it.
-fn limit(check: &Check) -> String {
+pub fn limit(check: &Check) -> String {
     let sign = if matches!(check.id.as_str(), "quality.top1" | "quality.limits") {
         "≥"
     } else {
@@ -112,7 +115,7 @@ fn limit(check: &Check) -> String {
 }
 
 /// What was observed, with the interval where the check is on one.
-fn observed(check: &Check, report: &Report) -> String {
+pub fn observed(check: &Check, report: &Report) -> String {
     let m = &report.metrics;
     match check.id.as_str() {
         "quality.ppl_ratio" => with_interval(m.ppl_ratio),
@@ -123,53 +126,67 @@ fn observed(check: &Check, report: &Report) -> String {
 }
 
 /// What a table of the metrics shows: name, original, artifact.
-fn rows(report: &Report) -> Vec<[String; 3]> {
-    let (m, none) = (&report.metrics, String::new);
-    let artifact = &report.artifact;
+fn rows(report: &Report) -> Vec<Vec<String>> {
+    let (m, artifact) = (&report.metrics, &report.artifact);
     let percent = |x: f64| format!("{:.2} %", 100.0 * x);
-    vec![
-        [
-            "weight files".into(),
+    let row =
+        |name: &str, original: String, artifact: String| vec![name.into(), original, artifact];
+    let one = |name: &str, artifact: String| row(name, String::new(), artifact);
+    let original_bits = source_bytes(report) as f64 * 8.0 / report.source.params.max(1) as f64;
+    let mut rows = vec![
+        row(
+            "weight files",
             bytes(source_bytes(report)),
             bytes(artifact.size_bytes),
-        ],
-        [
-            "bits per weight".into(),
-            none(),
+        ),
+        row(
+            "bits per weight",
+            number(original_bits),
             number(artifact.bits_per_weight),
-        ],
-        [
-            "cache bytes per token".into(),
-            count(artifact.kv_bytes_per_token_source),
-            count(artifact.kv_bytes_per_token),
-        ],
-        [
-            "perplexity (95 %)".into(),
+        ),
+        row(
+            "cache per token",
+            bytes(artifact.kv_bytes_per_token_source),
+            bytes(artifact.kv_bytes_per_token),
+        ),
+        row(
+            "perplexity (95 %)",
             with_interval(m.ppl_base),
             with_interval(m.ppl),
-        ],
-        [
-            "perplexity ratio".into(),
-            none(),
-            with_interval(m.ppl_ratio),
-        ],
-        [
-            "mean KL divergence".into(),
-            none(),
-            with_interval(m.kld_mean),
-        ],
-        [
-            "KL median / 99 % / largest".into(),
-            none(),
+        ),
+        one("perplexity ratio", with_interval(m.ppl_ratio)),
+    ];
+    if let Some(d) = &m.detail {
+        rows.extend([
+            one("perplexity difference", with_interval(d.ppl_difference)),
+            one("correlation of -ln p(token)", with_interval(d.correlation)),
+        ]);
+    }
+    rows.extend([
+        one("mean KL divergence", with_interval(m.kld_mean)),
+        one(
+            "KL median / 99 % / largest",
             [m.kld_median, m.kld_p99, m.kld_max].map(number).join(" / "),
-        ],
-        [
-            "same token first / in 5 / in 10".into(),
-            none(),
-            [m.top1.value, m.top5, m.top10].map(percent).join(" / "),
-        ],
-        ["change of p(token), rms".into(), none(), number(m.rms_dp)],
-    ]
+        ),
+        one("same token first", with_interval(m.top1)),
+        one("in 5 / in 10", [m.top5, m.top10].map(percent).join(" / ")),
+    ]);
+    match &m.detail {
+        None => rows.push(one("change of p(token), rms", number(m.rms_dp))),
+        Some(d) => rows.extend([
+            one("mean KL the other way", with_interval(d.kld_reverse_mean)),
+            one("change of p(token), mean", with_interval(d.mean_dp)),
+            one("change of p(token), rms", with_interval(d.rms_dp)),
+        ]),
+    }
+    if let Some(y) = &report.yardstick {
+        rows.push(row(
+            &format!("yardstick, {}: perplexity, mean KL", y.name),
+            String::new(),
+            format!("{}, {}", number(y.ppl.value), number(y.kld_mean.value)),
+        ));
+    }
+    rows
 }
 
 /// Text without control characters, in which no format has a use for them.
@@ -228,12 +245,12 @@ mod tests {
 
     #[test]
     fn markdown_is_as_recorded() {
-        insta::assert_snapshot!(render_markdown(&testing::report()));
+        insta::assert_snapshot!(render_markdown(&testing::full_report()));
     }
 
     #[test]
     fn html_is_as_recorded() {
-        insta::assert_snapshot!(render_html(&testing::report()));
+        insta::assert_snapshot!(render_html(&testing::full_report()));
     }
 
     #[test]
@@ -244,9 +261,14 @@ mod tests {
     }
 
     #[test]
+    fn lm_eval_results_are_as_recorded() {
+        insta::assert_snapshot!(render_lm_eval(&testing::full_report()));
+    }
+
+    #[test]
     fn nothing_from_outside_reaches_a_page_as_markup() {
-        let html = render_html(&testing::report());
-        for bad in ["<script", "<b>", "\"text\"", "http"] {
+        let html = render_html(&testing::full_report());
+        for bad in ["<script", "<b>|", "<b>u", "\"text\"", "http"] {
             assert!(!html.replace("http-equiv", "").contains(bad), "{bad}");
         }
         assert!(!render_junit(&testing::report()).contains("<b>"));

@@ -6,6 +6,7 @@
     reason = "what a test needs and does not get ends the test"
 )]
 
+mod damage;
 mod golden;
 mod latent;
 mod models;

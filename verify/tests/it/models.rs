@@ -1,12 +1,13 @@
 //! Models in memory, made from the tiny checkpoints of the fixtures.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use neuroconv_fixtures::golden_dirs;
-use neuroconv_format::{Codec, DType, DenseTensor, SharedBytes, Tensor};
+use neuroconv_format::{Codec, DType, DenseTensor, PackedLayout, SharedBytes, Tensor};
 use neuroconv_quant::{QuantizeSpec, quantize};
 use neuroconv_recipes::{ModelSpec, RoleKind, TensorId, Threshold};
-use neuroconv_runtime::{Checkpoint, Error, WeightSource};
+use neuroconv_runtime::{Checkpoint, Error, TextTokenizer, WeightSource};
 use neuroconv_verify::{EvalText, Protocol, Window, windows};
 
 /// A model whose description and tensors a test may change.
@@ -33,7 +34,23 @@ impl Model {
             .into_iter()
             .find(|d| d.ends_with(name))
             .expect("a golden folder");
-        let checkpoint = Checkpoint::open(&dir).expect("a sound checkpoint");
+        Model::read(&dir)
+    }
+
+    /// The trained fixture model.
+    pub(crate) fn trained() -> Self {
+        Model::read(&neuroconv_fixtures::tiny_model())
+    }
+
+    /// Held-out text in the language of [`Model::trained`].
+    pub(crate) fn trained_text() -> EvalText {
+        let tokenizer = TextTokenizer::open(&neuroconv_fixtures::tiny_model()).unwrap();
+        let text = fs_err::read_to_string(neuroconv_fixtures::tiny_text()).unwrap();
+        EvalText::new("eval", &text, tokenizer.encode_plain(&text).unwrap(), None)
+    }
+
+    fn read(dir: &Path) -> Self {
+        let checkpoint = Checkpoint::open(dir).expect("a sound checkpoint");
         let spec = checkpoint.spec().clone();
         let ids = spec.tensors();
         let tensors = ids
@@ -73,6 +90,20 @@ impl Model {
         let (shape, mut elements) = (tensor.shape(), values(tensor));
         change(&mut elements);
         *tensor = dense(shape, &elements);
+    }
+
+    /// Changes the bytes of a packed tensor.
+    pub(crate) fn change_packed(
+        &mut self,
+        id: TensorId,
+        change: impl FnOnce(&PackedLayout, &mut [u8]),
+    ) {
+        let Some(Tensor::Packed(packed)) = self.tensors.get_mut(&id) else {
+            panic!("`{id}` is packed");
+        };
+        let mut bytes = packed.bytes.to_vec();
+        change(&packed.layout, &mut bytes);
+        packed.bytes = bytes.into();
     }
 
     /// Exchanges two tensors of equal shape.

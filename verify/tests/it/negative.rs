@@ -1,6 +1,6 @@
 //! Errors of a converter or a runtime, made on one side only: parity must notice each.
 
-use neuroconv_format::{Codec, Tensor};
+use neuroconv_format::Codec;
 use neuroconv_recipes::{Mixer, Role, RopeLayout, RopeScaling, TensorId};
 use neuroconv_runtime::{Quiet, WeightSource};
 use neuroconv_verify::{Parity, ParityLimits, ReferenceScorer, RuntimeScorer};
@@ -124,20 +124,18 @@ fn every_damage_is_noticed_in_dense_and_packed_models() {
     }
 }
 
-/// A scale of one group of one row, of hundreds, becomes eight times as large.
+/// One group of one row of hundreds is lost, and the layer that has it is named.
 #[test]
-fn a_wrong_scale_is_noticed() {
+fn a_lost_group_is_noticed_and_placed() {
     for codec in Codec::ALL {
         let meant = Model::golden("llama").packed(codec);
         let mut damaged = meant.clone();
-        let Some(Tensor::Packed(t)) = damaged.tensors.get_mut(&TensorId::layer(0, Role::Down))
-        else {
-            panic!("a packed tensor");
-        };
-        let mut bytes = t.bytes.to_vec();
-        bytes[t.layout.scales().start + 1] += 12; // three binary exponents
-        t.bytes = bytes.into();
+        damaged.change_packed(TensorId::layer(1, Role::Down), |layout, bytes| {
+            let at = layout.scales().start + layout.scale_at(3, 0);
+            bytes[at..at + 2].fill(0);
+        });
         let found = parity(&meant, &damaged);
         assert!(!found.pass, "{codec}: {found:?}");
+        assert_eq!(found.first_bad.as_deref(), Some("layer 1"), "{codec}");
     }
 }

@@ -4,8 +4,8 @@ use neuroconv_format::Codec;
 use neuroconv_recipes::{Limits, Role, TensorId};
 use neuroconv_runtime::{KvCodec, Quiet};
 use neuroconv_verify::{
-    Error, Protocol, ReferenceScorer, RuntimeScorer, Verdict, VerifyOptions, evaluate, verify,
-    windows,
+    Error, EvalText, Protocol, ReferenceScorer, RuntimeScorer, Verdict, VerifyOptions, evaluate,
+    verify, windows,
 };
 
 use crate::models::Model;
@@ -15,15 +15,19 @@ fn options() -> VerifyOptions {
         protocol: Protocol::Windows,
         ctx: 64,
         max_tokens: None,
+        stop_early: false,
         limits: Limits {
             max_ppl_ratio: Some(1.001),
             max_kld: Some(1e-3),
             min_top1: Some(0.95),
             max_p99_kld: Some(0.01),
         },
+        yardstick: None,
         allow_quality_loss: false,
         parity_windows: 2,
         kv: KvCodec::F32,
+        logit_cache: None,
+        thorough: false,
     }
 }
 
@@ -148,8 +152,111 @@ fn perplexity_is_the_same_alone_and_in_comparison() {
     let both = verify(&model, &model, &[text], &options(), &Quiet)
         .unwrap()
         .metrics;
-    assert!((a.ppl - both.ppl_base.value).abs() < 1e-9 * a.ppl);
+    // The original runs through the runtime as well, once parity held for it.
+    assert!((a.ppl - both.ppl_base.value).abs() < 1e-5 * a.ppl);
+    assert!((b.ppl - both.ppl_base.value).abs() < 1e-9 * b.ppl);
     assert!((b.ppl - both.ppl.value).abs() < 1e-9 * b.ppl);
     assert!((a.nll - b.nll).abs() < 1e-5);
     assert_eq!((a.tokens, a.windows, a.ctx), (1008, 16, 64));
+}
+
+/// What no check rests on is measured too, and the original's logits are read back exactly.
+#[test]
+fn details_are_measured_and_cached_logits_change_nothing() {
+    let (base, text) = (Model::trained(), Model::trained_text());
+    let artifact = base.packed(Codec::Int4);
+    let cache = tempfile::tempdir().unwrap();
+    let options = VerifyOptions {
+        ctx: 64,
+        max_tokens: Some(1280),
+        thorough: true,
+        logit_cache: Some(cache.path().to_owned()),
+        yardstick: Some((neuroconv_verify::Yardstick::Q4, 1.5)),
+        ..options()
+    };
+    let texts = [
+        text.clone(),
+        EvalText {
+            name: "again".into(),
+            ..text
+        },
+    ];
+    let run = || verify(&base, &artifact, &texts, &options, &Quiet).unwrap();
+    let first = run();
+    assert_eq!(
+        (first.engine, first.texts.len(), first.long.len()),
+        ("runtime", 2, 2)
+    );
+    assert_eq!((first.long[0].ctx, first.layers.len()), (256, 4));
+    assert_eq!((first.continuations.len(), first.tokens_saved), (4, 0));
+    assert!(
+        first
+            .layers
+            .iter()
+            .all(|l| l.snr_db.unwrap() > 5.0 && l.cosine > 0.8)
+    );
+    let yardstick = first
+        .metrics
+        .detail
+        .as_ref()
+        .unwrap()
+        .yardstick_kld_ratio
+        .unwrap();
+    assert!(
+        yardstick.value > 0.3 && yardstick.value < 3.0,
+        "{yardstick:?}"
+    );
+    let files = || {
+        let dir = fs_err::read_dir(cache.path())
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        let paths = fs_err::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+        paths.collect::<Vec<_>>()
+    };
+    assert_eq!(
+        files().len(),
+        20,
+        "one file per window, equal texts share theirs"
+    );
+    assert_eq!(run().metrics, first.metrics);
+    // A damaged file is as good as none.
+    let mut bytes = fs_err::read(&files()[0]).unwrap();
+    bytes[100] ^= 1;
+    fs_err::write(&files()[0], bytes).unwrap();
+    assert_eq!(run().metrics, first.metrics);
+}
+
+/// Enough tokens to decide and no more, and the same verdict as with all of them.
+#[test]
+fn it_stops_when_every_check_is_decided() {
+    let (base, text) = (Model::trained(), [Model::trained_text()]);
+    for (codec, limit, early, verdict) in [
+        (Codec::Int8, 1.2, true, Verdict::Pass),
+        (Codec::Ternary, 1.01, true, Verdict::Fail),
+    ] {
+        let artifact = base.packed(codec);
+        let run = |stop_early| {
+            let options = VerifyOptions {
+                max_tokens: Some(20_480),
+                stop_early,
+                limits: Limits {
+                    max_ppl_ratio: Some(limit),
+                    ..Limits::default()
+                },
+                ..options()
+            };
+            verify(&base, &artifact, &text, &options, &Quiet).unwrap()
+        };
+        let (short, long) = (run(true), run(false));
+        assert_eq!(short.judgement.verdict, verdict);
+        assert_eq!(long.judgement.verdict, verdict);
+        assert_eq!((short.tokens_saved > 0, long.tokens_saved), (early, 0));
+        assert_eq!(
+            short.metrics.eval_tokens + short.tokens_saved,
+            long.metrics.eval_tokens
+        );
+    }
 }

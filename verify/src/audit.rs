@@ -1,0 +1,240 @@
+//! Whether the artifact's stored weights and description are those of its original.
+//!
+//! Text says how far two models are apart; it hardly notices one wrong row among thousands. So
+//! every stored tensor that the original has too is decoded and compared with it, group by group,
+//! and the description field by field. A tensor that a conversion replaced by others has no
+//! counterpart and is left to the text.
+
+use neuroconv_format::{Codec, PackedTensor, Tensor};
+use neuroconv_recipes::{ModelSpec, Role, TensorId};
+use neuroconv_runtime::{Progress, WeightSource};
+use rayon::prelude::*;
+
+use crate::Error;
+use crate::reference::packed_row;
+
+/// Groups with less than this share of the tensor's average energy count as having that much: to
+/// lose them changes nothing.
+const ENERGY_FLOOR: f64 = 0.05;
+/// Columns of a group in tensors that have none.
+const DENSE_GROUP: usize = 128;
+
+/// What rounding to a codec explains.
+struct Bounds {
+    /// Squared error of a tensor over its squares.
+    rel_mse: f64,
+    /// The same of any group.
+    group: f64,
+    /// How far the best factor between the two is from 1.
+    slope: f64,
+}
+
+impl Bounds {
+    /// Far above what any fit leaves on trained weights, and below what a lost group, a foreign
+    /// row or a scale that is off by a tenth leaves.
+    fn of(tensor: &Tensor) -> Self {
+        let (rel_mse, group, slope) = match tensor {
+            Tensor::Dense(_) => (1e-5, 1e-3, 1e-3),
+            Tensor::Packed(t) => match t.layout.codec() {
+                Codec::Int8 => (2e-3, 0.05, 0.02),
+                Codec::Int4 => (0.1, 0.6, 0.05),
+                Codec::Ternary => (0.6, 0.97, 0.08),
+            },
+        };
+        Bounds {
+            rel_mse,
+            group,
+            slope,
+        }
+    }
+}
+
+/// The worst of what was found in the stored tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Audit {
+    /// The largest error over what the codec explains: beyond 1 something is wrong.
+    pub worst: f64,
+    /// Where: tensor, and row and group where one stands out.
+    pub place: String,
+    /// Tensors that were compared.
+    pub compared: usize,
+    /// Parts of the description that differ without being converted.
+    pub differences: Vec<String>,
+}
+
+/// Compares everything that both models have.
+pub fn audit(
+    base: &dyn WeightSource,
+    artifact: &dyn WeightSource,
+    progress: &dyn Progress,
+) -> Result<Audit, Error> {
+    let mut found = Audit {
+        worst: 0.0,
+        place: String::new(),
+        compared: 0,
+        differences: differences(base.spec(), artifact.spec()),
+    };
+    let originals = base.spec().tensors();
+    let tensors = artifact.spec().tensors();
+    progress.start("tensors", tensors.len() as u64, "tensors");
+    for (id, shape) in tensors {
+        let known = originals.iter().any(|(i, s)| *i == id && *s == shape);
+        if known
+            && !replaced(base.spec(), artifact.spec(), id)
+            && let Tensor::Dense(original) = base.tensor(id)?
+        {
+            let stored = artifact.tensor(id)?;
+            let (worst, place) = compare(id, &original.to_f32(), &stored, &shape);
+            found.compared += 1;
+            // NaN is worse than anything.
+            if worst > found.worst || worst.is_nan() {
+                (found.worst, found.place) = (worst, place);
+            }
+        }
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(found)
+}
+
+/// Whether a tensor belongs to a mixer that was converted to another kind: it may be called as
+/// before and be another.
+fn replaced(base: &ModelSpec, artifact: &ModelSpec, id: TensorId) -> bool {
+    let mixer = |spec: &ModelSpec, layer: usize| {
+        spec.layers
+            .get(layer)
+            .map(|l| std::mem::discriminant(&l.mixer))
+    };
+    let in_block = matches!(
+        id.role,
+        Role::MlpNorm
+            | Role::Gate
+            | Role::Up
+            | Role::Down
+            | Role::GateBias
+            | Role::UpBias
+            | Role::DownBias
+    );
+    let changed = |layer| mixer(base, layer) != mixer(artifact, layer);
+    !in_block && id.layer.is_some_and(changed)
+}
+
+/// Sums over one row.
+#[derive(Clone, Default)]
+struct RowSums {
+    /// Squared error and squares of the original, by group.
+    groups: Vec<(f64, f64)>,
+    product: f64,
+    stored: f64,
+}
+
+fn compare(id: TensorId, original: &[f32], stored: &Tensor, shape: &[usize]) -> (f64, String) {
+    let cols = shape.last().copied().unwrap_or(1).max(1);
+    let group = match stored {
+        Tensor::Packed(t) => t.layout.group(),
+        Tensor::Dense(_) => DENSE_GROUP.min(cols),
+    };
+    let dense = match stored {
+        Tensor::Dense(t) => t.to_f32(),
+        Tensor::Packed(_) => Vec::new(),
+    };
+    let rows: Vec<RowSums> = original
+        .par_chunks(cols)
+        .enumerate()
+        .map(|(row, original)| match stored {
+            Tensor::Dense(_) => row_sums(original, &dense[row * cols..][..cols], group),
+            Tensor::Packed(t) => row_sums(original, &decoded(t, row, cols), group),
+        })
+        .collect();
+    judge(id, &rows, &Bounds::of(stored))
+}
+
+fn decoded(tensor: &PackedTensor, row: usize, cols: usize) -> Vec<f32> {
+    let mut values = vec![0.0; cols];
+    packed_row(tensor, row, &mut values);
+    values
+}
+
+fn row_sums(original: &[f32], stored: &[f32], group: usize) -> RowSums {
+    let mut sums = RowSums::default();
+    for (original, stored) in original.chunks(group).zip(stored.chunks(group)) {
+        let (mut error, mut energy) = (0.0, 0.0);
+        for (&w, &s) in original.iter().zip(stored) {
+            let (w, s) = (f64::from(w), f64::from(s));
+            error += (w - s).powi(2);
+            energy += w * w;
+            sums.product += w * s;
+            sums.stored += s * s;
+        }
+        sums.groups.push((error, energy));
+    }
+    sums
+}
+
+/// The worst share of its bound in one tensor, and where.
+fn judge(id: TensorId, rows: &[RowSums], bounds: &Bounds) -> (f64, String) {
+    let groups = || rows.iter().flat_map(|r| &r.groups);
+    let error: f64 = groups().map(|g| g.0).sum();
+    let energy: f64 = groups().map(|g| g.1).sum();
+    let floor = ENERGY_FLOOR * energy / groups().count().max(1) as f64;
+    let over = |part: f64, whole: f64| if part == 0.0 { 0.0 } else { part / whole };
+    let mut worst = (over(error, energy) / bounds.rel_mse, id.to_string());
+    let mut take = |share: f64, place: &dyn Fn() -> String| {
+        if share > worst.0 || (share.is_nan() && !worst.0.is_nan()) {
+            worst = (share, place());
+        }
+    };
+    let (product, stored) = rows
+        .iter()
+        .fold((0.0, 0.0), |(p, s), r| (p + r.product, s + r.stored));
+    let slope = if stored == 0.0 {
+        0.0
+    } else {
+        (product / stored - 1.0).abs()
+    };
+    take(slope / bounds.slope, &|| format!("{id}, the scale"));
+    for (i, row) in rows.iter().enumerate() {
+        for (g, &(error, energy)) in row.groups.iter().enumerate() {
+            let share = over(error, energy.max(floor)) / bounds.group;
+            take(share, &|| format!("{id}, row {i}, group {g}"));
+        }
+    }
+    worst
+}
+
+/// What differs between two descriptions beside what a conversion may change: the mixers, and
+/// with them the rotation.
+fn differences(base: &ModelSpec, artifact: &ModelSpec) -> Vec<String> {
+    let kind = |layer: &neuroconv_recipes::LayerSpec| std::mem::discriminant(&layer.mixer);
+    let layers = || base.layers.iter().zip(&artifact.layers);
+    let converted = layers().any(|(b, a)| kind(b) != kind(a));
+    let mut out = Vec::new();
+    let mut differ = |name: &str, differs: bool| {
+        if differs {
+            out.push(name.to_owned());
+        }
+    };
+    differ("width", base.hidden != artifact.hidden);
+    differ("vocabulary", base.vocab != artifact.vocab);
+    differ("feed-forward width", base.ffn != artifact.ffn);
+    differ(
+        "epsilon of the norms",
+        base.norm_eps.to_bits() != artifact.norm_eps.to_bits(),
+    );
+    differ("tied head", base.tied != artifact.tied);
+    differ("block", base.block != artifact.block);
+    differ("rotation", !converted && base.rope != artifact.rope);
+    differ("special tokens", base.special != artifact.special);
+    differ(
+        "longest position",
+        base.max_positions != artifact.max_positions,
+    );
+    differ(
+        "number of layers",
+        base.layers.len() != artifact.layers.len(),
+    );
+    for (i, (b, a)) in layers().enumerate() {
+        differ(&format!("mixer of layer {i}"), kind(b) == kind(a) && b != a);
+    }
+    out
+}

@@ -1,0 +1,130 @@
+//! A projection of the reference, with the eight-bit activations of packed products on request.
+
+use candle_core::{Device, Result, Tensor};
+use neuroconv_recipes::{Role, TensorId};
+
+use super::weights::Weights;
+use crate::Error;
+
+/// Whether products with packed matrices see activations as the format defines them for such
+/// products, in eight bits per group, or in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// In single precision everywhere: what the weights mean.
+    Full,
+    /// Rounded before packed matrices: what a runtime must compute, but for the order of sums.
+    Rounded,
+}
+
+/// A projection `y = x Wᵀ + b`. Clones share the matrix.
+#[derive(Clone)]
+pub(super) struct Linear {
+    weight_nk: Tensor,
+    bias_n: Option<Tensor>,
+    /// Columns that share an activation scale, where activations are rounded.
+    group: Option<usize>,
+}
+
+impl Linear {
+    /// The matrix `role` of layer `index`, of the shape `[n, k]`, and its bias.
+    pub(super) fn load(
+        weights: Weights<'_>,
+        index: usize,
+        role: Role,
+        shape: [usize; 2],
+        bias: Option<Role>,
+    ) -> std::result::Result<Self, Error> {
+        let bias = bias.map(|role| weights.get(TensorId::layer(index, role), &shape[..1]));
+        Ok(Linear {
+            bias_n: bias.transpose()?,
+            ..Linear::plain(weights, TensorId::layer(index, role), shape)?
+        })
+    }
+
+    /// The matrix `id` without a bias.
+    pub(super) fn plain(
+        weights: Weights<'_>,
+        id: TensorId,
+        shape: [usize; 2],
+    ) -> std::result::Result<Self, Error> {
+        let (weight_nk, group) = weights.matrix(id, &shape)?;
+        Ok(Linear {
+            weight_nk,
+            bias_n: None,
+            group,
+        })
+    }
+
+    /// The same with activations in full, whatever was asked for.
+    pub(super) fn exact(self) -> Self {
+        Linear {
+            group: None,
+            ..self
+        }
+    }
+
+    pub(super) fn forward(&self, x_tk: &Tensor) -> Result<Tensor> {
+        let weight_kn = self.weight_nk.t()?;
+        let y_tn = match self.group {
+            Some(group) => rounded(x_tk, group)?.matmul(&weight_kn)?,
+            None => x_tk.matmul(&weight_kn)?,
+        };
+        match &self.bias_n {
+            Some(bias) => y_tn.broadcast_add(bias),
+            None => Ok(y_tn),
+        }
+    }
+}
+
+/// `x` with each group of a row replaced by 127 levels on either side of zero: the largest
+/// magnitude is the last level, other values go to the nearest, ties to the even one. Written
+/// anew from the format's definition.
+fn rounded(x_tk: &Tensor, group: usize) -> Result<Tensor> {
+    let (rows, cols) = x_tk.dims2()?;
+    let mut values: Vec<f32> = x_tk.flatten_all()?.to_vec1()?;
+    for group in values
+        .chunks_mut(cols)
+        .flat_map(|row| row.chunks_mut(group))
+    {
+        let largest = group.iter().fold(0.0f32, |m, x| {
+            if x.abs() > m || x.is_nan() {
+                x.abs()
+            } else {
+                m
+            }
+        });
+        let per_level = 127.0 / largest;
+        if !per_level.is_finite() {
+            // Nothing to scale, or nothing that can be: infinities stay and spoil the row.
+            group
+                .iter_mut()
+                .filter(|x| x.is_finite())
+                .for_each(|x| *x = 0.0);
+            continue;
+        }
+        for x in group {
+            *x = (*x * per_level).round_ties_even() * (largest / 127.0);
+        }
+    }
+    Tensor::from_vec(values, (rows, cols), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activations_round_to_levels_of_their_group() {
+        let x = Tensor::new(
+            &[[127.0f32, 0.5, 1.5, -2.4, 0.0, 0.0, 1e-3, 1e-3]],
+            &Device::Cpu,
+        );
+        let found: Vec<f32> = rounded(&x.unwrap(), 4)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        assert_eq!(found, [127.0, 0.0, 2.0, -2.0, 0.0, 0.0, 1e-3, 1e-3]);
+    }
+}
