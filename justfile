@@ -6,6 +6,15 @@ check:
 test:
     cargo test --release --workspace
 
+# The HTML report in a browser; installs Chromium where it is missing. Screenshots: target/tmp.
+browser:
+    command -v "${CHROMIUM:-chromium}" >/dev/null || { s=$([ "$(id -u)" = 0 ] || echo sudo); $s apt-get update -q; $s apt-get install -y -q --no-install-recommends chromium; }
+    cargo test --release --locked -p neuroconv --features browser --test browser
+
+# The exports of the fixture model against their stored baseline.
+gate:
+    .ci/gate
+
 # The main job on the built-in model.
 demo:
     cargo run --release -- demo

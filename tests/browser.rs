@@ -290,7 +290,7 @@ fn every_plot_is_drawn_and_nothing_is_fetched() {
             for plot in found["plots"].as_array().unwrap() {
                 let number = |key: &str| plot[key].as_f64().unwrap();
                 assert!(
-                    number("width") > 300.0 && number("height") > 60.0,
+                    number("width") > 300.0 && number("height") > 40.0,
                     "{name}: {plot}"
                 );
                 assert!(number("marks") >= 2.0, "{name}: {plot}");
