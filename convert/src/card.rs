@@ -360,7 +360,9 @@ mod tests {
             "{card}"
         );
         assert!(card.contains("      value: 1.5\n"));
-        assert!(!card.contains("<script>"));
+        // In the front matter it is a quoted word; what is rendered is the rest.
+        let body = card.splitn(3, "---\n").nth(2).unwrap();
+        assert!(!body.contains("<script>"));
         assert!(card.contains("\n`````\necho ````\n---\n`````\n"));
         let row = card.lines().find(|l| l.starts_with("| a")).unwrap();
         assert_eq!(row.replace("\\|", "").matches('|').count(), 4);
