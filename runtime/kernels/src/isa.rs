@@ -96,13 +96,23 @@ pub fn isa() -> Result<Isa, Error> {
                 Some(name) => Isa::named(&name.to_string_lossy())?,
                 None => Isa::available().last().copied().unwrap_or(Isa::SCALAR),
             };
-            if selftest::passes(isa) {
+            if passes_alone(isa) {
                 Ok(isa)
             } else {
                 Err(Error::FaultyIsa { name: isa.name() })
             }
         })
         .clone()
+}
+
+/// The self-test on a thread and a pool of its own. Workers of the caller's pool may be waiting for
+/// this very choice, so the test must not wait for them, nor take up their work meanwhile.
+fn passes_alone(isa: Isa) -> bool {
+    let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(1).build() else {
+        return false;
+    };
+    let test = || pool.install(|| selftest::passes(isa));
+    std::thread::scope(|scope| scope.spawn(test).join()).unwrap_or(false)
 }
 
 #[cfg(test)]
