@@ -20,5 +20,6 @@ fn the_first_use_in_a_parallel_loop_ends() {
         };
         (0..64).into_par_iter().map(product).collect()
     });
-    assert!(sums.iter().all(|s| *s == sums[0] && *s > 0.0));
+    let first = sums[0].to_bits();
+    assert!(sums.iter().all(|s| s.to_bits() == first && *s > 0.0));
 }
