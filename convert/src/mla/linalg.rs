@@ -1,8 +1,8 @@
 //! Products and decompositions of dense matrices.
 //!
 //! Results never depend on the number of threads: what is parallel here is cut the same way whatever
-//! there are, and the rest runs on one, callers working on independent matrices in parallel. Matrices of activations hold one token per
-//! column.
+//! there are, and the rest runs on one, callers working on independent matrices in parallel. Matrices
+//! of activations hold one token per column.
 
 use faer::Spec;
 use faer::diag::Diag;
