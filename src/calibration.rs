@@ -6,9 +6,9 @@ use neuroconv_recipes::{Calibration, ModelSpec};
 use neuroconv_runtime::TextTokenizer;
 use neuroconv_verify::EvalText;
 
+use crate::args::CalibrationArgs;
 use crate::corpus::{Measurement, read_text, tokenize};
 use crate::failure::Misuse;
-use crate::mla_args::CalibrationArgs;
 
 /// The calibration text used where none is named: English prose written for this program.
 const BUILT_IN: &str = include_str!("../fixtures/texts/english-calib.txt");

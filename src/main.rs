@@ -14,7 +14,6 @@ mod github;
 mod interrupt;
 mod latent;
 mod machine;
-mod mla_args;
 mod pipeline;
 mod present;
 mod reports;

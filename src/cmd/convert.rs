@@ -9,7 +9,8 @@ use neuroconv_verify::report::Report;
 use neuroconv_verify::{CheckStatus, Verdict, render};
 
 use super::plan;
-use crate::args::{ConvertArgs, LimitArgs, QuantizeArgs, RunArgs, TernaryArgs};
+use crate::args::{CalibrationArgs, ConvertArgs, LimitArgs, MlaArgs};
+use crate::args::{QuantizeArgs, RunArgs, TernaryArgs};
 use crate::calibration::{CalibrationText, calibration};
 use crate::corpus;
 use crate::exit::Exit;
@@ -17,7 +18,6 @@ use crate::failure::Misuse;
 use crate::github;
 use crate::interrupt;
 use crate::latent::Undecided;
-use crate::mla_args::{CalibrationArgs, MlaArgs};
 use crate::pipeline::{self, Job};
 use crate::present;
 use crate::reports::{self, Forms};

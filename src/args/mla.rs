@@ -6,7 +6,8 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use neuroconv_recipes::{MlaMode, MlaRecipe, Rank};
 
-use crate::args::{ConvertArgs, share};
+use super::ConvertArgs;
+use super::number::{non_negative, share};
 
 /// Flags of `mla`.
 #[derive(Debug, Args)]
@@ -41,7 +42,7 @@ pub(crate) struct MlaArgs {
 
     /// Keep the layers that cost most, until the others cost at most this divergence, in nats
     /// per token
-    #[arg(long, value_name = "X", value_parser = crate::args::non_negative)]
+    #[arg(long, value_name = "X", value_parser = non_negative)]
     pub(crate) max_layers_kld: Option<f64>,
 
     /// Use the frequencies of stock models instead of the layer's own best; costs quality

@@ -1,0 +1,112 @@
+//! Flags of the conversions, and of where an artifact goes.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::number::group_size;
+use super::{CalibrationArgs, JudgeArgs, LimitArgs, MeasureArgs, ReportArgs};
+
+/// Flags of every conversion.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConvertArgs {
+    /// Where the artifact goes.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// How quality is measured.
+    #[command(flatten, next_help_heading = "Measurement")]
+    pub(crate) measure: MeasureArgs,
+    /// What the gate accepts.
+    #[command(flatten, next_help_heading = "Gate")]
+    pub(crate) limits: LimitArgs,
+    /// How much is measured, and against what.
+    #[command(flatten, next_help_heading = "Gate")]
+    pub(crate) judge: JudgeArgs,
+    /// Which reports are written.
+    #[command(flatten, next_help_heading = "Reports")]
+    pub(crate) report: ReportArgs,
+}
+
+/// Where the artifact goes and how its making is told.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OutputArgs {
+    /// Folder of the artifact
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Replace an artifact that is already there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+
+    /// Print the plan and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Take the first two layers all the way before the whole model
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub(crate) smoke: SmokeArg,
+}
+
+/// Whether two layers are tried before the whole model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SmokeArg {
+    /// For weights of more than 512 MB
+    #[default]
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+/// Flags of `int8` and `int4`.
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// A checkpoint folder
+    pub(crate) model: PathBuf,
+
+    /// Columns that share a scale
+    #[arg(long, value_name = "N", value_parser = group_size)]
+    pub(crate) group_size: Option<usize>,
+
+    /// What all conversions share.
+    #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+}
+
+/// Flags of `ternary`.
+#[derive(Debug, Args)]
+pub(crate) struct TernaryArgs {
+    /// A checkpoint folder
+    pub(crate) model: PathBuf,
+
+    /// How the threshold of a group is found: mse, twn, entropy-max, rd:LAMBDA, sparsity:SHARE
+    #[arg(long, value_name = "RULE")]
+    pub(crate) threshold: Option<neuroconv_recipes::Threshold>,
+
+    /// Columns that share a scale
+    #[arg(long, value_name = "N", value_parser = group_size)]
+    pub(crate) group_size: Option<usize>,
+
+    /// What all conversions share.
+    #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+}
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// A recipe file, or the name of a built-in recipe
+    pub(crate) recipe: String,
+
+    /// A checkpoint folder [default: the recipe's `run.model`]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Which text is learned from, where the recipe learns.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) calibration: CalibrationArgs,
+
+    /// What all conversions share.
+    #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+}

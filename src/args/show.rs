@@ -1,0 +1,55 @@
+//! Flags of the commands that show: `inspect`, `plan`, `diff`, `schema`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["model", "arch", "recipe"])))]
+pub(crate) struct InspectArgs {
+    /// A checkpoint folder or an artifact
+    pub(crate) model: Option<PathBuf>,
+
+    /// Print an architecture as pseudo-code (`list` names them)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) arch: Option<String>,
+
+    /// Print a built-in recipe, resolved (`list` names them)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) recipe: Option<String>,
+}
+
+/// Flags of `plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// A built-in recipe (int8, int4, ternary, ternary-mixed, mla) or a recipe file
+    pub(crate) recipe: String,
+
+    /// A checkpoint folder
+    pub(crate) model: PathBuf,
+}
+
+/// Flags of `diff`.
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// A checkpoint folder or an artifact
+    pub(crate) a: PathBuf,
+    /// Another
+    pub(crate) b: PathBuf,
+}
+
+/// Flags of `schema`.
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// Which file
+    #[arg(value_enum)]
+    pub(crate) what: SchemaArg,
+}
+
+/// Files with a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaArg {
+    /// report.json
+    Report,
+}
