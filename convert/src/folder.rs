@@ -148,6 +148,7 @@ pub(crate) fn tensor_records(plan: &Plan, records: &BTreeMap<String, Record>) ->
             size: record.size,
             blake3: record.blake3.clone(),
             bits_per_weight: t.bits_per_weight,
+            parts: Vec::new(),
             rel_mse: record.stats.map(Stats::rel_mse),
             zeros: record.stats.and_then(Stats::zeros),
             entropy_bits: record.stats.and_then(Stats::entropy_bits),

@@ -1,6 +1,6 @@
-//! From stored bytes back to single precision.
+//! From stored bytes back to single precision, and what corrections leave for the codes.
 
-use neuroconv_format::{Codec, PackedTensor, Tensor};
+use neuroconv_format::{Codec, Corrections, DenseTensor, LowRank, PackedTensor, Tensor};
 use neuroconv_kernels::{Codes, PackedView};
 use rayon::prelude::*;
 
@@ -39,16 +39,17 @@ pub(crate) fn kernel_codes(codec: Codec) -> Codes {
     }
 }
 
-/// All elements of a tensor, row-major. Exact: every stored value is a single-precision number.
+/// All elements of a tensor, row-major, corrections included. Exact but for low-rank products: every
+/// stored value is a single-precision number.
 pub fn dequantize(tensor: &Tensor) -> Vec<f32> {
     match tensor {
         Tensor::Dense(dense) => dense.to_f32(),
         Tensor::Packed(packed) => {
-            let view = packed_view(packed);
-            let mut out = vec![0.0; view.rows() * view.cols()];
-            out.par_chunks_mut(view.cols())
+            let rows = Rows::new(packed);
+            let mut out = vec![0.0; rows.view.rows() * rows.view.cols()];
+            out.par_chunks_mut(rows.view.cols())
                 .enumerate()
-                .for_each(|(row, out)| view.dequantize_row(row, out));
+                .for_each(|(row, out)| rows.read(row, out));
             out
         }
     }
@@ -59,19 +60,88 @@ pub fn dequantize(tensor: &Tensor) -> Vec<f32> {
 /// Panics when there is no such row or `out` does not have its length.
 pub fn dequantize_row(tensor: &Tensor, row: usize, out: &mut [f32]) {
     match tensor {
-        Tensor::Dense(dense) => {
-            let bytes = out.len() * dense.dtype.size();
-            let slice = dense
-                .bytes
-                .slice(row * bytes..(row + 1) * bytes)
-                .expect("the tensor has this row");
-            let one = neuroconv_format::DenseTensor {
-                dtype: dense.dtype,
-                shape: vec![out.len()],
-                bytes: slice,
-            };
-            out.copy_from_slice(&one.to_f32());
-        }
-        Tensor::Packed(packed) => packed_view(packed).dequantize_row(row, out),
+        Tensor::Dense(dense) => out.copy_from_slice(&dense_row(dense, row, out.len())),
+        Tensor::Packed(packed) => Rows::new(packed).read(row, out),
     }
+}
+
+fn dense_row(dense: &DenseTensor, row: usize, cols: usize) -> Vec<f32> {
+    let bytes = cols * dense.dtype.size();
+    let slice = dense
+        .bytes
+        .slice(row * bytes..(row + 1) * bytes)
+        .expect("the tensor has this row");
+    let one = DenseTensor {
+        dtype: dense.dtype,
+        shape: vec![cols],
+        bytes: slice,
+    };
+    one.to_f32()
+}
+
+/// A packed matrix to be read row by row.
+struct Rows<'t> {
+    view: PackedView<'t>,
+    tensor: &'t PackedTensor,
+    /// The first factor of the low-rank product, `[rank, cols]`.
+    a_rk: Vec<f32>,
+}
+
+impl<'t> Rows<'t> {
+    fn new(tensor: &'t PackedTensor) -> Self {
+        let low_rank = tensor.corrections.low_rank.as_ref();
+        Rows {
+            view: packed_view(tensor),
+            tensor,
+            a_rk: low_rank.map(|l| l.a.to_f32()).unwrap_or_default(),
+        }
+    }
+
+    /// The codes, columns that are stored apart in place of theirs, and the low-rank product, whose
+    /// sum runs in double precision.
+    fn read(&self, row: usize, out: &mut [f32]) {
+        self.view.dequantize_row(row, out);
+        if let Some(columns) = &self.tensor.corrections.columns {
+            let mut values = vec![0.0; columns.indexes.len()];
+            dequantize_row(&columns.values, row, &mut values);
+            for (&index, value) in columns.indexes.iter().zip(values) {
+                out[index as usize] = value;
+            }
+        }
+        if let Some(LowRank { b, .. }) = &self.tensor.corrections.low_rank {
+            add_low_rank(out, 1.0, b, row, &self.a_rk);
+        }
+    }
+}
+
+/// Adds `sign` times row `row` of `B A` to `out`.
+fn add_low_rank(out: &mut [f32], sign: f64, b: &DenseTensor, row: usize, a_rk: &[f32]) {
+    let cols = out.len();
+    let b_r = dense_row(b, row, a_rk.len() / cols);
+    let mut sums: Vec<f64> = out.iter().map(|&w| f64::from(w)).collect();
+    for (&b, a_k) in b_r.iter().zip(a_rk.chunks(cols)) {
+        for (sum, &a) in sums.iter_mut().zip(a_k) {
+            *sum += sign * f64::from(b) * f64::from(a);
+        }
+    }
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = sum as f32;
+    }
+}
+
+/// What `corrections` leave of `w_nk`, `[rows, cols]` row-major, for the codes: the matrix without
+/// their low-rank product, and zeros in the columns that are stored apart.
+pub fn residual(w_nk: &[f32], cols: usize, corrections: &Corrections) -> Vec<f32> {
+    let mut rest = w_nk.to_vec();
+    let low_rank = corrections.low_rank.as_ref();
+    let a_rk = low_rank.map(|l| l.a.to_f32()).unwrap_or_default();
+    for (row, out) in rest.chunks_mut(cols).enumerate() {
+        if let Some(LowRank { b, .. }) = low_rank {
+            add_low_rank(out, -1.0, b, row, &a_rk);
+        }
+        for &index in corrections.columns.iter().flat_map(|c| &c.indexes) {
+            out[index as usize] = 0.0;
+        }
+    }
+    rest
 }

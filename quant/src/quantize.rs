@@ -1,7 +1,7 @@
 //! A whole matrix to packed bytes: panels in parallel, each row and group fitted on its own.
 
 use neuroconv_format::codec::PANEL_ROWS;
-use neuroconv_format::{Codec, PackedLayout, PackedTensor, SharedBytes};
+use neuroconv_format::{Codec, PackedLayout, PackedTensor};
 use neuroconv_kernels::layout;
 use rayon::prelude::*;
 
@@ -63,13 +63,7 @@ pub fn quantize(
     for tally in tallies {
         total.merge(&tally?);
     }
-    Ok((
-        PackedTensor {
-            layout,
-            bytes: SharedBytes::from(bytes),
-        },
-        total.stats(),
-    ))
+    Ok((PackedTensor::new(layout, bytes), total.stats()))
 }
 
 /// An error of a panel whose first row is `first` of the matrix.

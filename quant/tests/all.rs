@@ -5,6 +5,7 @@
     reason = "the numbers compared are the same or wrong"
 )]
 
+mod corrections;
 mod fits;
 mod linalg;
 mod matrices;

@@ -205,7 +205,11 @@ mod tests {
         let dense = [DType::F32, DType::F16, DType::BF16]
             .map(|dtype| (dtype.to_string(), model.clone().in_dtype(dtype)));
         let packed = Codec::ALL.map(|codec| (codec.to_string(), model.clone().packed(codec)));
-        dense.into_iter().chain(packed).collect()
+        let corrected = Codec::ALL.map(|codec| {
+            let name = format!("{codec} with corrections");
+            (name, model.clone().corrected(codec))
+        });
+        dense.into_iter().chain(packed).chain(corrected).collect()
     }
 
     /// Exact, not close: kernels promise sums in one order for any number of rows, and attention
@@ -256,15 +260,12 @@ mod tests {
     #[test]
     fn packed_weights_run_like_their_dequantized_values() {
         let tokens = tokens();
-        for codec in Codec::ALL {
-            let packed = Model::random(spec()).packed(codec);
-            let mut plain = packed.clone();
-            for tensor in plain.tensors.values_mut() {
-                if let Tensor::Packed(_) = tensor {
-                    let values = neuroconv_quant::dequantize(tensor);
-                    *tensor = dense(DType::F32, tensor.shape(), &values);
-                }
-            }
+        let model = Model::random(spec());
+        for (codec, packed) in Codec::ALL.into_iter().flat_map(|codec| {
+            let (packed, corrected) = (model.clone().packed(codec), model.clone().corrected(codec));
+            [(codec, packed), (codec, corrected)]
+        }) {
+            let plain = packed.clone().dequantized();
             let packed = logits(&Decoder::load(&packed).unwrap(), &tokens, &[]);
             let plain = logits(&Decoder::load(&plain).unwrap(), &tokens, &[]);
             let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();

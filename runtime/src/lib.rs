@@ -5,7 +5,8 @@
 
 pub mod cache;
 pub mod chat;
-pub mod decoder;
+pub mod corrections;
+mod decoder;
 pub mod error;
 pub mod generate;
 pub mod progress;

@@ -1,7 +1,8 @@
 //! Matrix products `y = W x + b` over dense and packed weights.
 //!
 //! Owns the choice of kernel by codec. Packed weights take activations in eight bits, quantized
-//! once per group size and shared by all matrices that read the same activations.
+//! once per group size and shared by all matrices that read the same activations. What a packed
+//! matrix has beside its codes is added by [`crate::corrections`].
 
 use neuroconv_format::{DType, PackedTensor, SharedBytes, Tensor};
 use neuroconv_kernels::{
@@ -12,15 +13,17 @@ use neuroconv_quant::packed_view;
 use neuroconv_recipes::TensorId;
 
 use crate::Error;
+use crate::corrections::Corrections;
 use crate::ops::add_scaled;
 
 /// Activations `[t, cols]` and their quantized forms, made when first asked for.
 #[derive(Debug)]
 pub(crate) struct Input<'x> {
-    x_tk: &'x [f32],
+    pub(crate) x_tk: &'x [f32],
     t: usize,
-    cols: usize,
-    quantized: Vec<Activations>,
+    pub(crate) cols: usize,
+    /// With the columns that were left out.
+    quantized: Vec<(Vec<u32>, Activations)>,
 }
 
 impl<'x> Input<'x> {
@@ -34,15 +37,38 @@ impl<'x> Input<'x> {
         }
     }
 
-    /// Quantized in groups of `group` columns.
-    fn quantized(&mut self, group: usize) -> &Activations {
-        let known = self.quantized.iter().position(|a| a.group() == group);
+    /// Quantized in groups of `group` columns, with zeros in the columns `apart`.
+    fn quantized(&mut self, group: usize, apart: &[u32]) -> &Activations {
+        let mut known = self.quantized.iter();
+        let known = known.position(|(without, a)| a.group() == group && without == apart);
         let index = known.unwrap_or_else(|| {
-            self.quantized
-                .push(quantize_activations(self.x_tk, self.t, self.cols, group));
+            let quantize = |x_tk: &[f32]| quantize_activations(x_tk, self.t, self.cols, group);
+            let activations = if apart.is_empty() {
+                quantize(self.x_tk)
+            } else {
+                quantize(&self.without(apart))
+            };
+            self.quantized.push((apart.to_vec(), activations));
             self.quantized.len() - 1
         });
-        &self.quantized[index]
+        &self.quantized[index].1
+    }
+
+    fn without(&self, apart: &[u32]) -> Vec<f32> {
+        let mut x_tk = self.x_tk.to_vec();
+        for x_k in x_tk.chunks_mut(self.cols) {
+            for &index in apart {
+                x_k[index as usize] = 0.0;
+            }
+        }
+        x_tk
+    }
+
+    /// `[t, indexes]`: the columns `indexes` alone.
+    pub(crate) fn columns(&self, indexes: &[u32]) -> Vec<f32> {
+        let rows = self.x_tk.chunks(self.cols);
+        rows.flat_map(|x_k| indexes.iter().map(|&index| x_k[index as usize]))
+            .collect()
     }
 }
 
@@ -61,8 +87,14 @@ enum Weight {
     F32(SharedBytes),
     F16(SharedBytes),
     Bf16(SharedBytes),
-    /// With the bytes of its layout.
-    Packed(PackedTensor),
+    Packed(Box<Packed>),
+}
+
+/// Codes with the bytes of their layout, and what there is beside them.
+#[derive(Debug)]
+struct Packed {
+    tensor: PackedTensor,
+    corrections: Option<Corrections>,
 }
 
 impl Linear {
@@ -87,10 +119,15 @@ impl Linear {
                 }
             }
             Tensor::Packed(packed) => {
-                if packed.bytes.len() != packed.layout.size_bytes() {
+                let fits = packed.corrections.check(rows, cols).is_ok();
+                if packed.bytes.len() != packed.layout.size_bytes() || !fits {
                     return Err(unusable());
                 }
-                Weight::Packed(packed)
+                let corrections = Corrections::new(id, &packed.corrections)?;
+                Weight::Packed(Box::new(Packed {
+                    tensor: packed,
+                    corrections,
+                }))
             }
         };
         Ok(Linear {
@@ -111,11 +148,11 @@ impl Linear {
             Weight::F16(bytes) => self.dense(DenseSlice::F16(bytes), x, &mut y_tn),
             Weight::Bf16(bytes) => self.dense(DenseSlice::Bf16(bytes), x, &mut y_tn),
             Weight::Packed(packed) => {
-                let view = packed_view(packed);
-                matmul_packed(&view, x.quantized(view.group()), &mut y_tn);
+                let view = packed_view(&packed.tensor);
+                matmul_packed(&view, x.quantized(view.group(), self.apart()), &mut y_tn);
             }
         }
-        self.add_bias(&mut y_tn);
+        self.add_rest(x, &mut y_tn);
         y_tn
     }
 
@@ -127,28 +164,45 @@ impl Linear {
     ) -> [Vec<f32>; N] {
         let views: Vec<PackedView<'_>> = linears.iter().filter_map(|l| l.packed()).collect();
         let alike = views.windows(2).all(|v| v[0].group() == v[1].group());
-        if views.len() < N || !alike {
+        let apart = linears.first().map_or(&[][..], |linear| linear.apart());
+        if views.len() < N || !alike || linears.iter().any(|linear| linear.apart() != apart) {
             return linears.map(|linear| linear.forward(x));
         }
         let mut all = linears.map(|linear| vec![0.0; x.t * linear.rows]);
         if let Some(first) = views.first() {
             let outputs = all.iter_mut().map(|y_tn| &mut y_tn[..]).collect();
-            matmul_packed_all(&views, x.quantized(first.group()), outputs);
+            matmul_packed_all(&views, x.quantized(first.group(), apart), outputs);
         }
         for (linear, y_tn) in linears.into_iter().zip(&mut all) {
-            linear.add_bias(y_tn);
+            linear.add_rest(x, y_tn);
         }
         all
     }
 
     fn packed(&self) -> Option<PackedView<'_>> {
         match &self.weight {
-            Weight::Packed(packed) => Some(packed_view(packed)),
+            Weight::Packed(packed) => Some(packed_view(&packed.tensor)),
             Weight::F32(_) | Weight::F16(_) | Weight::Bf16(_) => None,
         }
     }
 
-    fn add_bias(&self, y_tn: &mut [f32]) {
+    fn corrections(&self) -> Option<&Corrections> {
+        match &self.weight {
+            Weight::Packed(packed) => packed.corrections.as_ref(),
+            Weight::F32(_) | Weight::F16(_) | Weight::Bf16(_) => None,
+        }
+    }
+
+    /// The columns that the packed product does not see.
+    fn apart(&self) -> &[u32] {
+        self.corrections().map_or(&[], Corrections::apart)
+    }
+
+    /// Adds what is stored beside the codes, and the bias.
+    fn add_rest(&self, x: &Input<'_>, y_tn: &mut [f32]) {
+        if let Some(corrections) = self.corrections() {
+            corrections.add(x, y_tn);
+        }
         if let Some(bias) = &self.bias {
             for y_n in y_tn.chunks_mut(self.rows) {
                 add_scaled(y_n, 1.0, bias);
@@ -169,7 +223,7 @@ impl Linear {
     pub(crate) fn weight_bytes(&self) -> usize {
         match &self.weight {
             Weight::F32(bytes) | Weight::F16(bytes) | Weight::Bf16(bytes) => bytes.len(),
-            Weight::Packed(packed) => packed.bytes.len(),
+            Weight::Packed(packed) => packed.tensor.size_bytes(),
         }
     }
 }

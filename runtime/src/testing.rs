@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use neuroconv_format::{Codec, DType, DenseTensor, Tensor};
-use neuroconv_quant::{QuantizeSpec, Threshold, quantize};
+use neuroconv_format::{
+    Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedTensor, Tensor,
+};
+use neuroconv_quant::{QuantizeSpec, Threshold, dequantize, quantize, residual};
 use neuroconv_recipes::{
     AttentionSpec, Biases, BlockSpec, LayerSpec, Mixer, Mlp, ModelSpec, Norm, Order, QkNorm,
     RoleKind, RopeLayout, RopeScaling, RopeSpec, SpecialTokens, TensorId,
@@ -115,15 +117,84 @@ impl Model {
                 && let &[rows, cols] = t.shape.as_slice()
             {
                 let group = if i % 2 == 0 { 32 } else { 64 };
-                let how = QuantizeSpec {
-                    codec,
-                    group,
-                    threshold: Threshold::Mse,
-                };
-                *tensor = Tensor::Packed(quantize(&t.to_f32(), rows, cols, &how).unwrap().0);
+                *tensor = Tensor::Packed(packed(&t.to_f32(), [rows, cols], codec, group));
             }
         }
         self
+    }
+
+    /// Every matrix packed, with a low-rank product, columns apart, or both, by turns.
+    pub(crate) fn corrected(mut self, codec: Codec) -> Self {
+        for (i, tensor) in self.tensors.values_mut().enumerate() {
+            if let Tensor::Dense(t) = tensor
+                && let &[rows, cols] = t.shape.as_slice()
+            {
+                let w = t.to_f32();
+                let mut corrections = Corrections {
+                    low_rank: (i % 3 != 1).then(|| low_rank(&w, [rows, cols])),
+                    columns: None,
+                };
+                let rest = residual(&w, cols, &corrections);
+                corrections.columns =
+                    (i % 3 != 0).then(|| columns(&rest, [rows, cols], i % 2 == 0));
+                let rest = residual(&w, cols, &corrections);
+                *tensor = Tensor::Packed(PackedTensor {
+                    corrections,
+                    ..packed(&rest, [rows, cols], codec, 32)
+                });
+            }
+        }
+        self
+    }
+
+    /// Every packed matrix as the single-precision numbers it stands for.
+    pub(crate) fn dequantized(mut self) -> Self {
+        for tensor in self.tensors.values_mut() {
+            if let Tensor::Packed(_) = tensor {
+                *tensor = dense(DType::F32, tensor.shape(), &dequantize(tensor));
+            }
+        }
+        self
+    }
+}
+
+fn packed(w: &[f32], [rows, cols]: [usize; 2], codec: Codec, group: usize) -> PackedTensor {
+    let how = QuantizeSpec {
+        codec,
+        group,
+        threshold: Threshold::Mse,
+    };
+    quantize(w, rows, cols, &how).unwrap().0
+}
+
+/// The first two rows of `w` times a random matrix: about as large as `w`.
+fn low_rank(w: &[f32], [rows, cols]: [usize; 2]) -> LowRank {
+    let mut rng = Pcg32::new(5, 7);
+    let b: Vec<f32> = (0..2 * rows).map(|_| rng.next_f64() as f32 - 0.5).collect();
+    let half = |shape: [usize; 2], values: &[f32]| match dense(DType::F16, shape.to_vec(), values) {
+        Tensor::Dense(tensor) => tensor,
+        Tensor::Packed(_) => unreachable!("made dense"),
+    };
+    LowRank {
+        a: half([2, cols], &w[..2 * cols]),
+        b: half([rows, 2], &b),
+    }
+}
+
+/// The first, the last and two more columns.
+fn columns(w: &[f32], [rows, cols]: [usize; 2], in_codes: bool) -> Columns {
+    let indexes: Vec<u32> = [0, 5, cols / 2, cols - 1].map(|i| i as u32).into();
+    let values = w.chunks(cols);
+    let values = values.flat_map(|row| indexes.iter().map(|&i| row[i as usize]));
+    let (values, shape) = (values.collect::<Vec<_>>(), [rows, indexes.len()]);
+    let values = if in_codes {
+        Tensor::Packed(packed(&values, shape, Codec::Int8, 32))
+    } else {
+        dense(DType::F16, shape.to_vec(), &values)
+    };
+    Columns {
+        indexes,
+        values: Box::new(values),
     }
 }
 

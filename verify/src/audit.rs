@@ -5,13 +5,13 @@
 //! and the description field by field. A tensor that a conversion replaced by others has no
 //! counterpart and is left to the text.
 
-use neuroconv_format::{Codec, PackedTensor, Tensor};
+use neuroconv_format::{Codec, Tensor};
 use neuroconv_recipes::{ModelSpec, Role, TensorId};
 use neuroconv_runtime::{Progress, WeightSource};
 use rayon::prelude::*;
 
 use crate::Error;
-use crate::reference::packed_row;
+use crate::reference::PackedRows;
 
 /// Groups with less than this share of the tensor's average energy count as having that much: to
 /// lose them changes nothing.
@@ -134,25 +134,24 @@ fn compare(id: TensorId, original: &[f32], stored: &Tensor, shape: &[usize]) -> 
         Tensor::Packed(t) => t.layout.group(),
         Tensor::Dense(_) => DENSE_GROUP.min(cols),
     };
-    let dense = match stored {
-        Tensor::Dense(t) => t.to_f32(),
-        Tensor::Packed(_) => Vec::new(),
+    let rows = original.par_chunks(cols).enumerate();
+    let rows: Vec<RowSums> = match stored {
+        Tensor::Dense(t) => {
+            let dense = t.to_f32();
+            rows.map(|(row, original)| row_sums(original, &dense[row * cols..][..cols], group))
+                .collect()
+        }
+        Tensor::Packed(t) => {
+            let stored = PackedRows::new(t);
+            rows.map(|(row, original)| {
+                let mut values = vec![0.0; cols];
+                stored.read(row, &mut values);
+                row_sums(original, &values, group)
+            })
+            .collect()
+        }
     };
-    let rows: Vec<RowSums> = original
-        .par_chunks(cols)
-        .enumerate()
-        .map(|(row, original)| match stored {
-            Tensor::Dense(_) => row_sums(original, &dense[row * cols..][..cols], group),
-            Tensor::Packed(t) => row_sums(original, &decoded(t, row, cols), group),
-        })
-        .collect();
     judge(id, &rows, &Bounds::of(stored))
-}
-
-fn decoded(tensor: &PackedTensor, row: usize, cols: usize) -> Vec<f32> {
-    let mut values = vec![0.0; cols];
-    packed_row(tensor, row, &mut values);
-    values
 }
 
 fn row_sums(original: &[f32], stored: &[f32], group: usize) -> RowSums {

@@ -40,7 +40,13 @@ impl LogitCache {
             hash.update(format!("{id} {shape:?}\n"));
             match model.tensor(id)? {
                 Tensor::Dense(t) => hash.update(&t.bytes[..]),
-                Tensor::Packed(t) => hash.update(&t.bytes[..]),
+                Tensor::Packed(t) => {
+                    hash.update(&t.bytes[..]);
+                    for (part, bytes) in t.corrections.parts().unwrap_or_default() {
+                        hash.update(format!("{part:?}\n"));
+                        hash.update(&bytes[..]);
+                    }
+                }
             }
         }
         let dir = root.join(format!("{:x}", hash.finalize()));

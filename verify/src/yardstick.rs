@@ -6,7 +6,7 @@
 //! with eight-bit activations in the same groups of 32 as llama.cpp does.
 
 use half::f16;
-use neuroconv_format::{Codec, DenseTensor, PackedLayout, PackedTensor, SharedBytes, Tensor};
+use neuroconv_format::{Codec, DenseTensor, PackedLayout, PackedTensor, Tensor};
 use neuroconv_recipes::{ModelSpec, RoleKind, TensorId};
 use neuroconv_runtime::{Error, WeightSource};
 use serde::{Deserialize, Serialize};
@@ -99,10 +99,7 @@ fn rounded(dense: &DenseTensor, codec: Codec) -> Option<PackedTensor> {
             }
         }
     }
-    Some(PackedTensor {
-        layout,
-        bytes: SharedBytes::from(bytes),
-    })
+    Some(PackedTensor::new(layout, bytes))
 }
 
 fn put(bytes: &mut [u8], layout: &PackedLayout, row: usize, col: usize, level: i8) {
@@ -180,9 +177,10 @@ mod tests {
         };
         for (codec, of) in [(Codec::Int8, q8_0 as fn(&[f32]) -> _), (Codec::Int4, q4_0)] {
             let packed = rounded(&dense, codec).unwrap();
+            let rows = crate::reference::PackedRows::new(&packed);
             for (row, original) in values.chunks(64).enumerate() {
                 let mut found = vec![0.0; 64];
-                crate::reference::packed_row(&packed, row, &mut found);
+                rows.read(row, &mut found);
                 for (group, block) in original.chunks(BLOCK).enumerate() {
                     let (scale, levels): (f16, [i8; BLOCK]) = of(block);
                     for (level, x) in levels.iter().zip(&found[group * BLOCK..]) {

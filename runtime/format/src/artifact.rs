@@ -11,11 +11,13 @@ use rayon::prelude::*;
 use crate::artifact_error::{ArtifactError, TensorFault};
 use crate::check::check_values;
 use crate::codec::{Codec, PackedLayout, UNIT_BYTES};
+use crate::dtype::DType;
 use crate::error::{Error, shown};
 use crate::files::{Folder, is_weight_file_name, read_capped};
 use crate::limits;
 use crate::manifest::{Manifest, TensorRecord};
 use crate::map::map;
+use crate::parts;
 use crate::safetensors::{SafetensorsFile, TensorInfo};
 use crate::tensor::{DenseTensor, PackedTensor, SharedBytes, Tensor};
 
@@ -71,10 +73,9 @@ impl Artifact {
             if tensors.contains_key(&record.name) {
                 return Err(fault(TensorFault::ListedTwice));
             }
-            let file = files.get_mut(record.file.as_str());
-            let found = file.and_then(|file| file.take(&record.name));
-            let (info, bytes) = found.ok_or_else(|| fault(TensorFault::NotInFile))?;
-            let tensor = match_tensor(record, &info, bytes).map_err(fault)?;
+            let mut file = files.get_mut(record.file.as_str());
+            let take = |name: &str| file.as_mut().and_then(|file| file.take(name));
+            let tensor = read_tensor(record, take).map_err(fault)?;
             tensors.insert(record.name.clone(), tensor);
         }
         let mut left = files
@@ -193,31 +194,34 @@ fn open_files<'a>(
     Ok(files)
 }
 
+/// The tensor of `record` with its parts, which `take` gives by name.
+fn read_tensor(
+    record: &TensorRecord,
+    mut take: impl FnMut(&str) -> Option<(TensorInfo, SharedBytes)>,
+) -> Result<Tensor, TensorFault> {
+    let (info, bytes) = take(&record.name).ok_or(TensorFault::NotInFile)?;
+    let mut tensor = match_tensor(record, &info, bytes)?;
+    match &mut tensor {
+        Tensor::Packed(packed) => {
+            packed.corrections = parts::corrections(record, &packed.layout, take)?;
+        }
+        Tensor::Dense(_) if record.parts.is_empty() => {}
+        Tensor::Dense(_) => {
+            return Err(TensorFault::DenseParts {
+                codec: record.codec,
+            });
+        }
+    }
+    Ok(tensor)
+}
+
 /// Checks `record` against the header entry `info` and against itself.
 fn match_tensor(
     record: &TensorRecord,
     info: &TensorInfo,
     bytes: SharedBytes,
 ) -> Result<Tensor, TensorFault> {
-    let dtype = record.codec.dtype();
-    if info.dtype != dtype.into() {
-        return Err(TensorFault::Dtype {
-            expected: dtype,
-            found: info.dtype,
-        });
-    }
-    if info.range.start != record.offset {
-        return Err(TensorFault::Offset {
-            manifest: record.offset,
-            header: info.range.start,
-        });
-    }
-    if info.size_bytes() != record.size {
-        return Err(TensorFault::Size {
-            manifest: record.size,
-            header: info.size_bytes(),
-        });
-    }
+    check_place(record.codec.dtype(), record.offset, record.size, info)?;
     if record.shape.is_empty() || record.shape.contains(&0) {
         return Err(bad_shape(record));
     }
@@ -227,6 +231,34 @@ fn match_tensor(
     };
     check_bits(record)?;
     Ok(tensor)
+}
+
+/// Checks type and place that the manifest gives against the header entry `info`.
+pub(crate) fn check_place(
+    dtype: DType,
+    offset: u64,
+    size: u64,
+    info: &TensorInfo,
+) -> Result<(), TensorFault> {
+    if info.dtype != dtype.into() {
+        return Err(TensorFault::Dtype {
+            expected: dtype,
+            found: info.dtype,
+        });
+    }
+    if info.range.start != offset {
+        return Err(TensorFault::Offset {
+            manifest: offset,
+            header: info.range.start,
+        });
+    }
+    if info.size_bytes() != size {
+        return Err(TensorFault::Size {
+            manifest: size,
+            header: info.size_bytes(),
+        });
+    }
+    Ok(())
 }
 
 fn match_packed(
@@ -248,7 +280,7 @@ fn match_packed(
     }
     check_shape(&[layout.size_bytes()], &info.shape)?;
     check_alignment(record.offset, UNIT_BYTES)?;
-    Ok(Tensor::Packed(PackedTensor { layout, bytes }))
+    Ok(Tensor::Packed(PackedTensor::new(layout, bytes)))
 }
 
 fn match_dense(
@@ -278,7 +310,7 @@ fn bad_shape(record: &TensorRecord) -> TensorFault {
     }
 }
 
-fn check_shape(expected: &[usize], found: &[usize]) -> Result<(), TensorFault> {
+pub(crate) fn check_shape(expected: &[usize], found: &[usize]) -> Result<(), TensorFault> {
     if expected == found {
         return Ok(());
     }
@@ -288,7 +320,7 @@ fn check_shape(expected: &[usize], found: &[usize]) -> Result<(), TensorFault> {
     })
 }
 
-fn check_alignment(offset: u64, alignment: usize) -> Result<(), TensorFault> {
+pub(crate) fn check_alignment(offset: u64, alignment: usize) -> Result<(), TensorFault> {
     let alignment = alignment as u64;
     if offset.is_multiple_of(alignment) {
         return Ok(());
@@ -296,10 +328,11 @@ fn check_alignment(offset: u64, alignment: usize) -> Result<(), TensorFault> {
     Err(TensorFault::Unaligned { offset, alignment })
 }
 
-/// The stated bits per weight must be those that the size gives.
+/// The stated bits per weight must be those that the sizes give.
 fn check_bits(record: &TensorRecord) -> Result<(), TensorFault> {
     let elements: f64 = record.shape.iter().map(|&dim| dim as f64).product();
-    let (expected, found) = (record.size as f64 * 8.0 / elements, record.bits_per_weight);
+    let bytes = record.stored_bytes() as f64;
+    let (expected, found) = (bytes * 8.0 / elements, record.bits_per_weight);
     if (found - expected).abs() <= 1e-6 * expected {
         return Ok(());
     }
@@ -312,11 +345,14 @@ fn check_hash(record: &TensorRecord, tensor: &Tensor) -> Result<(), TensorFault>
         Tensor::Packed(packed) => &packed.bytes,
     };
     let found = blake3::hash(bytes).to_hex().to_string();
-    if found == record.blake3 {
-        return Ok(());
+    if found != record.blake3 {
+        return Err(TensorFault::Hash {
+            expected: shown(&record.blake3),
+            found,
+        });
     }
-    Err(TensorFault::Hash {
-        expected: shown(&record.blake3),
-        found,
-    })
+    match tensor {
+        Tensor::Dense(_) => Ok(()),
+        Tensor::Packed(packed) => parts::check_hashes(record, &packed.corrections),
+    }
 }

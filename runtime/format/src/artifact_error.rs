@@ -1,6 +1,7 @@
 //! What can be wrong with an artifact.
 
 use crate::codec::LayoutError;
+use crate::corrections::{PartCodec, PartKind};
 use crate::dtype::{DType, ElementType};
 use crate::manifest::TensorCodec;
 
@@ -80,6 +81,35 @@ pub enum TensorFault {
     NotFinite { element: usize },
     #[error("expected BLAKE3 {expected}, found {found}")]
     Hash { expected: String, found: String },
+    #[error("parts, which {} does not have", codec.name())]
+    DenseParts { codec: TensorCodec },
+    #[error("part `{}`: {fault}", part.name())]
+    Part {
+        part: PartKind,
+        fault: Box<TensorFault>,
+    },
+    #[error("it is not there together with `{}`", without.name())]
+    PartAlone { without: PartKind },
+    #[error("it cannot be stored as {} with the group size {group:?}", codec.name())]
+    PartCodec {
+        codec: PartCodec,
+        group: Option<usize>,
+    },
+    #[error("a correction of rank {rank} for a matrix of {rows} x {cols}")]
+    Rank {
+        rank: usize,
+        rows: usize,
+        cols: usize,
+    },
+    #[error("index {place} is {index}, expected at least {least} and less than {cols}")]
+    ColumnIndex {
+        place: usize,
+        index: u32,
+        least: u32,
+        cols: usize,
+    },
+    #[error("the code of row {row}, column {col} does not mean zero; the column is stored apart")]
+    ApartCode { row: usize, col: usize },
 }
 
 impl ArtifactError {

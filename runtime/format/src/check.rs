@@ -2,17 +2,49 @@
 
 use crate::artifact_error::TensorFault;
 use crate::codec::{Codec, PANEL_ROWS, PackedLayout};
-use crate::tensor::{PackedTensor, Tensor, first, first_non_finite_f16};
+use crate::corrections::{Columns, LowRank, PartKind};
+use crate::tensor::{DenseTensor, PackedTensor, Tensor, first, first_non_finite_f16};
 
 /// Checks every byte of `tensor`.
 pub(crate) fn check_values(tensor: &Tensor) -> Result<(), TensorFault> {
     match tensor {
-        Tensor::Packed(packed) => check_packed(packed),
-        Tensor::Dense(dense) => match dense.first_non_finite() {
-            Some(element) => Err(TensorFault::NotFinite { element }),
-            None => Ok(()),
-        },
+        Tensor::Packed(packed) => {
+            check_packed(packed)?;
+            check_corrections(packed)
+        }
+        Tensor::Dense(dense) => check_dense(dense),
     }
+}
+
+fn check_dense(dense: &DenseTensor) -> Result<(), TensorFault> {
+    match dense.first_non_finite() {
+        Some(element) => Err(TensorFault::NotFinite { element }),
+        None => Ok(()),
+    }
+}
+
+/// The numbers of every part, and that codes of columns that are stored apart mean zero.
+fn check_corrections(tensor: &PackedTensor) -> Result<(), TensorFault> {
+    let of = |part: PartKind| {
+        move |fault| TensorFault::Part {
+            part,
+            fault: Box::new(fault),
+        }
+    };
+    if let Some(LowRank { a, b }) = &tensor.corrections.low_rank {
+        check_dense(a).map_err(of(PartKind::LowRankA))?;
+        check_dense(b).map_err(of(PartKind::LowRankB))?;
+    }
+    if let Some(Columns { indexes, values }) = &tensor.corrections.columns {
+        check_values(values).map_err(of(PartKind::Columns))?;
+        let layout = &tensor.layout;
+        let codes = tensor.bytes.get(layout.codes()).unwrap_or_default();
+        let apart = (0..layout.rows()).flat_map(|r| indexes.iter().map(move |&c| (r, c as usize)));
+        if let Some((row, col)) = first_not_zero(layout, codes, apart) {
+            return Err(TensorFault::ApartCode { row, col });
+        }
+    }
+    Ok(())
 }
 
 fn check_packed(tensor: &PackedTensor) -> Result<(), TensorFault> {
@@ -64,16 +96,24 @@ fn non_finite(layout: &PackedLayout, plane: &[u8]) -> Option<(usize, usize)> {
 
 /// Row and column of the first code outside the matrix that does not mean zero.
 fn bad_padding(layout: &PackedLayout, codes: &[u8]) -> Option<(usize, usize)> {
-    let codec = layout.codec();
     let padded_rows = layout.rows().next_multiple_of(PANEL_ROWS);
     let padded_cols = layout.cols().next_multiple_of(layout.group());
+    let right = (0..layout.rows()).flat_map(|r| (layout.cols()..padded_cols).map(move |c| (r, c)));
+    let below = (layout.rows()..padded_rows).flat_map(|r| (0..padded_cols).map(move |c| (r, c)));
+    first_not_zero(layout, codes, right.chain(below))
+}
+
+/// The first of `places`, rows and columns, whose code does not mean zero.
+fn first_not_zero(
+    layout: &PackedLayout,
+    codes: &[u8],
+    mut places: impl Iterator<Item = (usize, usize)>,
+) -> Option<(usize, usize)> {
+    let codec = layout.codec();
     let mask = u8::MAX >> 8_usize.saturating_sub(codec.bits());
-    let wrong = |row, col| {
+    places.find(|&(row, col)| {
         let (byte, bit) = layout.code_at(row, col);
         let difference = codes.get(byte).copied().unwrap_or_default() ^ codec.zero_byte();
         difference >> bit & mask != 0
-    };
-    let right = (0..layout.rows()).flat_map(|r| (layout.cols()..padded_cols).map(move |c| (r, c)));
-    let below = (layout.rows()..padded_rows).flat_map(|r| (0..padded_cols).map(move |c| (r, c)));
-    right.chain(below).find(|&(row, col)| wrong(row, col))
+    })
 }

@@ -21,6 +21,7 @@ mod check;
 pub mod checkpoint;
 mod checkpoint_error;
 pub mod codec;
+mod corrections;
 pub mod dtype;
 mod entry;
 pub mod error;
@@ -31,6 +32,7 @@ mod index;
 pub mod limits;
 pub mod manifest;
 mod map;
+mod parts;
 pub mod safetensors;
 mod sniff;
 mod strict_json;
@@ -41,6 +43,9 @@ pub use artifact::{Artifact, Validate};
 pub use artifact_error::{ArtifactError, TensorFault};
 pub use checkpoint::CheckpointFiles;
 pub use codec::{Codec, PackedLayout};
+pub use corrections::{
+    Columns, Corrections, CorrectionsPlan, LowRank, PartCodec, PartKind, PartLayout,
+};
 pub use dtype::{DType, ElementType};
 pub use error::{CheckpointError, Error, HeaderError};
 pub use files::sha256_file;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::codec::Codec;
+use crate::corrections::{PartCodec, PartKind, PartLayout};
 use crate::dtype::DType;
 use crate::error::{Error, json_reason};
 use crate::strict_json;
@@ -117,8 +118,11 @@ pub struct TensorRecord {
     pub size: u64,
     /// BLAKE3 of its bytes, in lower-case hexadecimal.
     pub blake3: String,
-    /// `8 * size` over the number of its elements.
+    /// 8 times [`TensorRecord::stored_bytes`] over the number of its elements.
     pub bits_per_weight: f64,
+    /// What is stored beside its codes; packed tensors only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartRecord>,
     /// Squared error over squared norm of the source.
     pub rel_mse: Option<f64>,
     /// Share of codes that mean zero.
@@ -127,6 +131,49 @@ pub struct TensorRecord {
     pub entropy_bits: Option<f64>,
     /// Why it is stored so.
     pub reason: String,
+}
+
+impl TensorRecord {
+    /// Bytes of the tensor and of its parts.
+    pub fn stored_bytes(&self) -> u64 {
+        let parts = self.parts.iter().map(|part| part.size);
+        parts.fold(self.size, u64::saturating_add)
+    }
+}
+
+/// A part of a packed tensor. In the weight file it is called `<tensor>.<kind>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartRecord {
+    /// Which part.
+    pub kind: PartKind,
+    /// How it is stored.
+    pub codec: PartCodec,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Columns that share a scale, where it is packed.
+    pub group: Option<usize>,
+    /// Where it lies, in bytes from the start of the tensor's weight file.
+    pub offset: u64,
+    /// Its bytes.
+    pub size: u64,
+    /// BLAKE3 of its bytes, in lower-case hexadecimal.
+    pub blake3: String,
+}
+
+impl PartRecord {
+    /// The record of the part `layout` that lies at `offset` and has this hash.
+    pub fn new(layout: &PartLayout, offset: u64, blake3: String) -> Self {
+        PartRecord {
+            kind: layout.kind(),
+            codec: layout.codec(),
+            shape: layout.shape().to_vec(),
+            group: layout.group(),
+            offset,
+            size: layout.size_bytes() as u64,
+            blake3,
+        }
+    }
 }
 
 /// How a tensor is stored.

@@ -5,6 +5,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::codec::PackedLayout;
+use crate::corrections::Corrections;
 use crate::dtype::DType;
 
 /// A range of bytes kept alive by whoever shares it: a mapped file or a buffer.
@@ -152,6 +153,31 @@ pub struct PackedTensor {
     pub layout: PackedLayout,
     /// Codes, scales, shifts, padding.
     pub bytes: SharedBytes,
+    /// What belongs to the matrix beside the codes.
+    pub corrections: Corrections,
+}
+
+impl PackedTensor {
+    /// Codes alone.
+    pub fn new(layout: PackedLayout, bytes: impl Into<SharedBytes>) -> Self {
+        PackedTensor {
+            layout,
+            bytes: bytes.into(),
+            corrections: Corrections::default(),
+        }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> Vec<usize> {
+        vec![self.layout.rows(), self.layout.cols()]
+    }
+
+    /// Stored bytes, corrections included.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes
+            .len()
+            .saturating_add(self.corrections.size_bytes())
+    }
 }
 
 /// One tensor of a model.
@@ -168,15 +194,15 @@ impl Tensor {
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Tensor::Dense(t) => t.shape.clone(),
-            Tensor::Packed(t) => vec![t.layout.rows(), t.layout.cols()],
+            Tensor::Packed(t) => t.shape(),
         }
     }
 
-    /// Stored bytes.
+    /// Stored bytes, everything counted.
     pub fn size_bytes(&self) -> usize {
         match self {
             Tensor::Dense(t) => t.bytes.len(),
-            Tensor::Packed(t) => t.bytes.len(),
+            Tensor::Packed(t) => t.size_bytes(),
         }
     }
 

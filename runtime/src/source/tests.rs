@@ -1,9 +1,10 @@
 use neuroconv_format::manifest::{
-    RecipeRecord, SCHEMA_VERSION, SizeRecord, SourceRecord, TensorRecord, ToolRecord,
+    PartRecord, RecipeRecord, SCHEMA_VERSION, SizeRecord, SourceRecord, TensorRecord, ToolRecord,
     VerdictRecord, VerdictStatus,
 };
 use neuroconv_format::{
-    Codec, DType, Manifest, PlannedTensor, SafetensorsLayout, Tensor, TensorCodec,
+    Codec, DType, Manifest, PartLayout, PlannedTensor, SafetensorsLayout, SharedBytes, Tensor,
+    TensorCodec,
 };
 
 use super::*;
@@ -29,11 +30,20 @@ fn record(id: TensorId, tensor: &Tensor, offset: u64) -> TensorRecord {
         offset,
         size: bytes.len() as u64,
         blake3: blake3::hash(bytes).to_string(),
-        bits_per_weight: bytes.len() as f64 * 8.0 / elements as f64,
+        bits_per_weight: tensor.size_bytes() as f64 * 8.0 / elements as f64,
+        parts: Vec::new(),
         rel_mse: None,
         zeros: None,
         entropy_bits: None,
         reason: "test".to_owned(),
+    }
+}
+
+/// What a tensor has beside its codes.
+fn parts(tensor: &Tensor) -> Vec<(PartLayout, SharedBytes)> {
+    match tensor {
+        Tensor::Packed(t) => t.corrections.parts().unwrap(),
+        Tensor::Dense(_) => Vec::new(),
     }
 }
 
@@ -74,16 +84,19 @@ fn manifest(model: serde_json::Value, tensors: Vec<TensorRecord>, weights_bytes:
 
 /// Writes the tensors of `model` as an artifact whose manifest describes `description`.
 fn write_artifact(dir: &Path, model: &Model, description: &serde_json::Value) {
-    let planned = model.tensors.iter().map(|(id, tensor)| {
+    let planned = model.tensors.iter().flat_map(|(id, tensor)| {
         let (dtype, shape) = match tensor {
             Tensor::Packed(t) => (DType::U8, vec![t.bytes.len()]),
             Tensor::Dense(t) => (t.dtype, t.shape.clone()),
         };
-        PlannedTensor {
+        let whole = PlannedTensor {
             name: id.to_string(),
             dtype,
             shape,
-        }
+        };
+        let parts = parts(tensor).into_iter();
+        let parts = parts.map(|(part, _)| part.entry(&whole.name));
+        [whole.clone()].into_iter().chain(parts).collect::<Vec<_>>()
     });
     let layout = SafetensorsLayout::new(planned.collect()).unwrap();
     let mut file = layout.header_bytes();
@@ -96,7 +109,14 @@ fn write_artifact(dir: &Path, model: &Model, description: &serde_json::Value) {
             Tensor::Dense(t) => &t.bytes,
         };
         file[range.start as usize..range.end as usize].copy_from_slice(bytes);
-        records.push(record(*id, tensor, range.start));
+        let mut record = record(*id, tensor, range.start);
+        for (part, bytes) in parts(tensor) {
+            let range = layout.range(&part.name(&record.name)).unwrap();
+            file[range.start as usize..range.end as usize].copy_from_slice(&bytes);
+            let hash = blake3::hash(&bytes).to_string();
+            record.parts.push(PartRecord::new(&part, range.start, hash));
+        }
+        records.push(record);
     }
     let manifest = manifest(description.clone(), records, layout.file_size());
     fs_err::create_dir_all(dir.join("neuroconv")).unwrap();
@@ -116,21 +136,25 @@ fn describe(spec: &ModelSpec) -> serde_json::Value {
 fn an_artifact_runs_like_the_tensors_that_were_written() {
     let dir = tempfile::tempdir().unwrap();
     for codec in Codec::ALL {
-        let model = Model::random(spec()).packed(codec);
-        write_artifact(dir.path(), &model, &describe(&model.spec));
-        let source = open_source(dir.path()).unwrap();
-        assert!(matches!(source, Source::Artifact(_)));
-        assert_eq!(
-            (source.spec(), source.tokenizer_dir()),
-            (&model.spec, dir.path())
-        );
-        let run = |source: &dyn WeightSource| {
-            let decoder = Decoder::load(source).unwrap();
-            decoder
-                .hidden(&[3, 1, 4, 1, 5], &mut decoder.new_cache())
-                .unwrap()
-        };
-        assert_eq!(run(&source), run(&model));
+        for model in [
+            Model::random(spec()).packed(codec),
+            Model::random(spec()).corrected(codec),
+        ] {
+            write_artifact(dir.path(), &model, &describe(&model.spec));
+            let source = open_source(dir.path()).unwrap();
+            assert!(matches!(source, Source::Artifact(_)));
+            assert_eq!(
+                (source.spec(), source.tokenizer_dir()),
+                (&model.spec, dir.path())
+            );
+            let run = |source: &dyn WeightSource| {
+                let decoder = Decoder::load(source).unwrap();
+                decoder
+                    .hidden(&[3, 1, 4, 1, 5], &mut decoder.new_cache())
+                    .unwrap()
+            };
+            assert_eq!(run(&source), run(&model));
+        }
     }
 }
 

@@ -5,9 +5,10 @@
 
 use half::f16;
 use neuroconv_format::codec::{PANEL_ROWS, UNIT_BYTES};
-use neuroconv_format::{Codec, PackedTensor};
+use neuroconv_format::{Codec, DenseTensor, PackedTensor, Tensor};
+use rayon::prelude::*;
 
-/// Writes row `row` of a packed matrix into `out`, which has one place per column.
+/// Writes row `row` of the codes of a packed matrix into `out`, which has one place per column.
 ///
 /// The caller has checked that `bytes` is as long as the layout says and that `row` exists.
 pub(crate) fn packed_row(t: &PackedTensor, row: usize, out: &mut [f32]) {
@@ -31,6 +32,64 @@ pub(crate) fn packed_row(t: &PackedTensor, row: usize, out: &mut [f32]) {
     }
 }
 
+/// A packed matrix with everything that it has beside its codes, row by row.
+pub(crate) struct PackedRows<'t> {
+    tensor: &'t PackedTensor,
+    /// The factors of the low-rank product, `[rank, cols]` and `[rows, rank]`.
+    low_rank: Option<(Vec<f32>, Vec<f32>)>,
+    /// The columns that are stored apart, `[rows, columns]`.
+    columns: Vec<f32>,
+}
+
+impl<'t> PackedRows<'t> {
+    /// The caller has checked that the bytes and parts are as the layout says.
+    pub(crate) fn new(tensor: &'t PackedTensor) -> Self {
+        let parts = &tensor.corrections;
+        let columns = parts.columns.as_ref();
+        PackedRows {
+            tensor,
+            low_rank: parts
+                .low_rank
+                .as_ref()
+                .map(|l| (l.a.to_f32(), l.b.to_f32())),
+            columns: columns.map(|c| matrix(&c.values)).unwrap_or_default(),
+        }
+    }
+
+    /// Writes row `row` into `out`, which has one place per column.
+    pub(crate) fn read(&self, row: usize, out: &mut [f32]) {
+        packed_row(self.tensor, row, out);
+        if let Some(columns) = &self.tensor.corrections.columns {
+            for (place, &index) in columns.indexes.iter().enumerate() {
+                out[index as usize] = self.columns[row * columns.indexes.len() + place];
+            }
+        }
+        if let Some((a_rk, b_nr)) = &self.low_rank {
+            let cols = out.len();
+            let rank = a_rk.len() / cols;
+            for (k, weight) in out.iter_mut().enumerate() {
+                let products = (0..rank)
+                    .map(|r| f64::from(b_nr[row * rank + r]) * f64::from(a_rk[r * cols + k]));
+                *weight = (f64::from(*weight) + products.sum::<f64>()) as f32;
+            }
+        }
+    }
+}
+
+/// All rows of a matrix that has no parts.
+pub(crate) fn matrix(tensor: &Tensor) -> Vec<f32> {
+    match tensor {
+        Tensor::Dense(dense) => DenseTensor::to_f32(dense),
+        Tensor::Packed(packed) => {
+            let cols = packed.layout.cols();
+            let mut values = vec![0.0; packed.layout.rows() * cols];
+            let rows = values.par_chunks_mut(cols).enumerate();
+            rows.for_each(|(row, out)| packed_row(packed, row, out));
+            values
+        }
+    }
+}
+
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
@@ -47,7 +106,7 @@ fn level(codec: Codec, codes: &[u8], r: usize, k: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use neuroconv_format::{PackedLayout, SharedBytes};
+    use neuroconv_format::PackedLayout;
 
     use super::*;
 
@@ -64,14 +123,7 @@ mod tests {
             bytes[at..at + 2].copy_from_slice(&f16::from_f32(0.25).to_le_bytes());
         }
         let mut row = vec![f32::NAN; 40];
-        packed_row(
-            &PackedTensor {
-                layout,
-                bytes: SharedBytes::from(bytes),
-            },
-            17,
-            &mut row,
-        );
+        packed_row(&PackedTensor::new(layout, bytes), 17, &mut row);
         row[32..].to_vec()
     }
 

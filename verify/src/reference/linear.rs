@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use neuroconv_recipes::{Role, TensorId};
 
-use super::weights::Weights;
+use super::weights::{Parts, Weights};
 use crate::Error;
 
 /// Whether products with packed matrices see activations as the format defines them for such
@@ -19,10 +19,25 @@ pub enum Activations {
 /// A projection `y = x Wᵀ + b`. Clones share the matrix.
 #[derive(Clone)]
 pub(super) struct Linear {
+    /// The codes of packed matrices, all of dense ones.
     weight_nk: Tensor,
     bias_n: Option<Tensor>,
     /// Columns that share an activation scale, where activations are rounded.
     group: Option<usize>,
+    /// Columns that are stored apart.
+    columns: Option<Box<Apart>>,
+    /// `A` and `B` of a low-rank product.
+    low_rank: Option<(Tensor, Tensor)>,
+}
+
+/// Columns that products with the codes do not see.
+#[derive(Clone)]
+struct Apart {
+    /// Their indexes.
+    indexes_c: Tensor,
+    /// 0 in these columns and 1 in the others.
+    others_k: Tensor,
+    values: Linear,
 }
 
 impl Linear {
@@ -47,28 +62,62 @@ impl Linear {
         id: TensorId,
         shape: [usize; 2],
     ) -> std::result::Result<Self, Error> {
-        let (weight_nk, group) = weights.matrix(id, &shape)?;
+        let parts = weights.parts(id, shape)?;
+        Linear::of(parts).map_err(|source| Error::Reference {
+            place: format!("tensor `{id}`"),
+            source,
+        })
+    }
+
+    fn of(parts: Parts) -> Result<Self> {
+        let apart = |(indexes, values): (Vec<u32>, Box<Parts>)| {
+            let mut others = vec![1.0f32; parts.codes_nk.dim(1)?];
+            for &index in &indexes {
+                others[index as usize] = 0.0;
+            }
+            Ok::<_, candle_core::Error>(Box::new(Apart {
+                indexes_c: Tensor::new(indexes, &Device::Cpu)?,
+                others_k: Tensor::new(others, &Device::Cpu)?,
+                values: Linear::of(*values)?,
+            }))
+        };
         Ok(Linear {
-            weight_nk,
+            columns: parts.columns.map(apart).transpose()?,
+            weight_nk: parts.codes_nk,
             bias_n: None,
-            group,
+            group: parts.group,
+            low_rank: parts.low_rank,
         })
     }
 
     /// The same with activations in full, whatever was asked for.
-    pub(super) fn exact(self) -> Self {
-        Linear {
-            group: None,
-            ..self
-        }
+    pub(super) fn exact(mut self) -> Self {
+        self.group = None;
+        self.columns = self.columns.map(|apart| {
+            Box::new(Apart {
+                values: apart.values.exact(),
+                ..*apart
+            })
+        });
+        self
     }
 
     pub(super) fn forward(&self, x_tk: &Tensor) -> Result<Tensor> {
-        let weight_kn = self.weight_nk.t()?;
-        let y_tn = match self.group {
-            Some(group) => rounded(x_tk, group)?.matmul(&weight_kn)?,
-            None => x_tk.matmul(&weight_kn)?,
-        };
+        let mut seen_tk = x_tk.clone();
+        if let Some(apart) = &self.columns {
+            seen_tk = seen_tk.broadcast_mul(&apart.others_k)?;
+        }
+        if let Some(group) = self.group {
+            seen_tk = rounded(&seen_tk, group)?;
+        }
+        let mut y_tn = seen_tk.matmul(&self.weight_nk.t()?)?;
+        if let Some(apart) = &self.columns {
+            let x_tc = x_tk.index_select(&apart.indexes_c, 1)?;
+            y_tn = (y_tn + apart.values.forward(&x_tc)?)?;
+        }
+        if let Some((a_rk, b_nr)) = &self.low_rank {
+            y_tn = (y_tn + x_tk.matmul(&a_rk.t()?)?.matmul(&b_nr.t()?)?)?;
+        }
         match &self.bias_n {
             Some(bias) => y_tn.broadcast_add(bias),
             None => Ok(y_tn),

@@ -19,7 +19,7 @@ use neuroconv_recipes::{ModelSpec, Role, TensorId};
 use neuroconv_runtime::WeightSource;
 
 use crate::Error;
-pub(crate) use decode::packed_row;
+pub(crate) use decode::PackedRows;
 use layer::{Layer, rms_norm};
 pub use linear::Activations;
 use linear::Linear;

@@ -1,12 +1,12 @@
 //! Tensors of a model as f32, checked against the model's description.
 
 use candle_core::{Device, Tensor as Matrix};
-use neuroconv_format::Tensor;
+use neuroconv_format::{DenseTensor, Tensor};
 use neuroconv_recipes::TensorId;
 use neuroconv_runtime::WeightSource;
 use rayon::prelude::*;
 
-use super::decode;
+use super::decode::{self, PackedRows};
 use super::linear::Activations;
 use crate::Error;
 
@@ -35,30 +35,47 @@ impl<'a> Weights<'a> {
 
     /// The whole tensor `id`, which must have the shape `expected`.
     pub(super) fn get(self, id: TensorId, expected: &[usize]) -> Result<Matrix, Error> {
-        Ok(self.matrix(id, expected)?.0)
-    }
-
-    /// The same, and the columns that share an activation scale in products with it, if any.
-    pub(super) fn matrix(
-        self,
-        id: TensorId,
-        expected: &[usize],
-    ) -> Result<(Matrix, Option<usize>), Error> {
-        let mut group = None;
         let values = match self.stored(id, expected)? {
             Tensor::Dense(t) => t.to_f32(),
             Tensor::Packed(t) => {
-                group = (self.activations == Activations::Rounded).then(|| t.layout.group());
-                let (rows, cols) = (t.layout.rows(), t.layout.cols());
-                let mut values = vec![0.0; rows * cols];
+                let cols = t.layout.cols();
+                let mut values = vec![0.0; t.layout.rows() * cols];
+                let rows = PackedRows::new(&t);
                 values
                     .par_chunks_mut(cols)
                     .enumerate()
-                    .for_each(|(row, out)| decode::packed_row(&t, row, out));
+                    .for_each(|(row, out)| rows.read(row, out));
                 values
             }
         };
-        Ok((matrix(id, values, expected)?, group))
+        matrix(id, values, expected)
+    }
+
+    /// The matrix `id`, its codes and what it has beside them each on its own.
+    pub(super) fn parts(self, id: TensorId, expected: [usize; 2]) -> Result<Parts, Error> {
+        self.parts_of(id, &self.stored(id, &expected)?)
+    }
+
+    fn parts_of(self, id: TensorId, tensor: &Tensor) -> Result<Parts, Error> {
+        let of = |tensor: &Tensor| matrix(id, decode::matrix(tensor), &tensor.shape());
+        let mut parts = Parts {
+            codes_nk: of(tensor)?,
+            group: None,
+            columns: None,
+            low_rank: None,
+        };
+        if let Tensor::Packed(packed) = tensor {
+            parts.group = (self.activations == Activations::Rounded).then(|| packed.layout.group());
+            if let Some(columns) = &packed.corrections.columns {
+                let values = self.parts_of(id, &columns.values)?;
+                parts.columns = Some((columns.indexes.clone(), Box::new(values)));
+            }
+            if let Some(low_rank) = &packed.corrections.low_rank {
+                let dense = |t: &DenseTensor| of(&Tensor::Dense(t.clone()));
+                parts.low_rank = Some((dense(&low_rank.a)?, dense(&low_rank.b)?));
+            }
+        }
+        Ok(parts)
     }
 
     /// The rows `rows` of the matrix `id`, one after the other, without the rest as f32.
@@ -70,27 +87,27 @@ impl<'a> Weights<'a> {
     ) -> Result<Matrix, Error> {
         let [count, cols] = expected;
         let stored = self.stored(id, &expected)?;
+        if let Some(&token) = rows.iter().find(|&&row| row as usize >= count) {
+            let vocab = count;
+            return Err(Error::Token { token, vocab });
+        }
         let mut values = vec![0.0; rows.len() * cols];
-        for (&row, out) in rows.iter().zip(values.chunks_mut(cols)) {
-            let row = row as usize;
-            if row >= count {
-                return Err(Error::Token {
-                    token: row as u32,
-                    vocab: count,
-                });
+        let places = rows.iter().zip(values.chunks_mut(cols));
+        let places = places.map(|(&row, out)| (row as usize, out));
+        match &stored {
+            Tensor::Packed(t) => {
+                let table = PackedRows::new(t);
+                places.for_each(|(row, out)| table.read(row, out));
             }
-            match &stored {
-                Tensor::Packed(t) => decode::packed_row(t, row, out),
-                Tensor::Dense(t) => {
-                    let mut one = t.clone();
-                    let bytes = cols * t.dtype.size();
-                    one.bytes = t
-                        .bytes
-                        .slice(row * bytes..(row + 1) * bytes)
-                        .expect("the byte count of the tensor was checked when it was read");
-                    out.copy_from_slice(&one.to_f32());
-                }
-            }
+            Tensor::Dense(t) => places.for_each(|(row, out)| {
+                let mut one = t.clone();
+                let bytes = cols * t.dtype.size();
+                one.bytes = t
+                    .bytes
+                    .slice(row * bytes..(row + 1) * bytes)
+                    .expect("the byte count of the tensor was checked when it was read");
+                out.copy_from_slice(&one.to_f32());
+            }),
         }
         matrix(id, values, &[rows.len(), cols])
     }
@@ -110,15 +127,31 @@ impl<'a> Weights<'a> {
             Tensor::Dense(t) => expected.iter().product::<usize>() * t.dtype.size(),
             Tensor::Packed(t) => t.layout.size_bytes(),
         };
-        if tensor.size_bytes() != bytes {
+        let found = match &tensor {
+            Tensor::Dense(t) => t.bytes.len(),
+            Tensor::Packed(t) => t.bytes.len(),
+        };
+        if found != bytes {
             return Err(Error::Bytes {
                 id,
                 expected: bytes,
-                found: tensor.size_bytes(),
+                found,
             });
         }
         Ok(tensor)
     }
+}
+
+/// A matrix as it is multiplied.
+pub(super) struct Parts {
+    /// The codes alone, or all of a dense matrix.
+    pub(super) codes_nk: Matrix,
+    /// Columns that share an activation scale in products with the codes, where those are rounded.
+    pub(super) group: Option<usize>,
+    /// Columns that are stored apart: which, and their values.
+    pub(super) columns: Option<(Vec<u32>, Box<Parts>)>,
+    /// `A` and `B` of the low-rank product.
+    pub(super) low_rank: Option<(Matrix, Matrix)>,
 }
 
 fn matrix(id: TensorId, values: Vec<f32>, shape: &[usize]) -> Result<Matrix, Error> {

@@ -456,6 +456,13 @@ fn every_codec_of_every_family_passes_the_audit() {
     }
     let base = Model::trained();
     for codec in Codec::ALL {
+        let corrected = base.corrected(codec);
+        let found = neuroconv_verify::audit::audit(&base, &corrected, &Quiet).unwrap();
+        assert!(found.worst <= 0.9, "{codec}: {found:?}");
+        let mut damaged = corrected;
+        damaged.change_parts(at(1, Role::Up), |c| c.low_rank = None);
+        let found = neuroconv_verify::audit::audit(&base, &damaged, &Quiet).unwrap();
+        assert!(found.worst > 1.0, "{codec}: {found:?}");
         let found = neuroconv_verify::audit::audit(&base, &base.packed(codec), &Quiet).unwrap();
         assert!(found.worst <= 0.9, "{codec}: {found:?}");
     }

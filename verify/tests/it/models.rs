@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use neuroconv_fixtures::golden_dirs;
-use neuroconv_format::{Codec, DType, DenseTensor, PackedLayout, SharedBytes, Tensor};
-use neuroconv_quant::{QuantizeSpec, quantize};
+use neuroconv_format::{
+    Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout, PackedTensor,
+    SharedBytes, Tensor,
+};
+use neuroconv_quant::{QuantizeSpec, quantize, residual};
 use neuroconv_recipes::{ModelSpec, RoleKind, TensorId, Threshold};
 use neuroconv_runtime::{Checkpoint, Error, TextTokenizer, WeightSource};
 use neuroconv_verify::{EvalText, Protocol, Window, windows};
@@ -72,16 +75,28 @@ impl Model {
                 } else {
                     codec
                 };
-                let how = QuantizeSpec {
-                    codec,
-                    group: 32,
-                    threshold: Threshold::Mse,
-                };
-                let (fitted, _) = quantize(&values(tensor), shape[0], shape[1], &how).unwrap();
-                *tensor = Tensor::Packed(fitted);
+                *tensor = Tensor::Packed(fitted(&values(tensor), [shape[0], shape[1]], codec));
             }
         }
         packed
+    }
+
+    /// The model with its linear matrices packed, each with a low-rank product and columns apart.
+    pub(crate) fn corrected(&self, codec: Codec) -> Self {
+        let mut corrected = self.packed(codec);
+        for (id, tensor) in &mut corrected.tensors {
+            if id.role.kind() == RoleKind::Linear {
+                let shape = [tensor.shape()[0], tensor.shape()[1]];
+                let w = values(&self.tensors[id]);
+                let corrections = parts(&w, shape, id.layer.is_some_and(|l| l % 2 == 0));
+                let rest = residual(&w, shape[1], &corrections);
+                *tensor = Tensor::Packed(PackedTensor {
+                    corrections,
+                    ..fitted(&rest, shape, codec)
+                });
+            }
+        }
+        corrected
     }
 
     /// Replaces a dense tensor's elements by `change` of them.
@@ -104,6 +119,14 @@ impl Model {
         let mut bytes = packed.bytes.to_vec();
         change(&packed.layout, &mut bytes);
         packed.bytes = bytes.into();
+    }
+
+    /// Changes what a packed tensor has beside its codes.
+    pub(crate) fn change_parts(&mut self, id: TensorId, change: impl FnOnce(&mut Corrections)) {
+        let Some(Tensor::Packed(packed)) = self.tensors.get_mut(&id) else {
+            panic!("`{id}` is packed");
+        };
+        change(&mut packed.corrections);
     }
 
     /// Exchanges two tensors of equal shape.
@@ -134,6 +157,56 @@ impl Model {
             (0..tokens).map(|_| next()).collect(),
             None,
         )
+    }
+}
+
+fn fitted(w: &[f32], [rows, cols]: [usize; 2], codec: Codec) -> PackedTensor {
+    let how = QuantizeSpec {
+        codec,
+        group: 32,
+        threshold: Threshold::Mse,
+    };
+    quantize(w, rows, cols, &how).unwrap().0
+}
+
+/// Two rows of `w` times numbers around zero, and three columns apart, packed or not.
+fn parts(w: &[f32], [rows, cols]: [usize; 2], in_codes: bool) -> Corrections {
+    let b: Vec<f32> = (0..2 * rows)
+        .map(|i| (i * 37 % 101) as f32 / 100.0 - 0.5)
+        .collect();
+    let mut parts = Corrections {
+        low_rank: Some(LowRank {
+            a: half([2, cols], &w[..2 * cols]),
+            b: half([rows, 2], &b),
+        }),
+        columns: None,
+    };
+    let rest = residual(w, cols, &parts);
+    let indexes = vec![1, cols as u32 / 2, cols as u32 - 1];
+    let apart = rest.chunks(cols);
+    let apart = apart.flat_map(|row| indexes.iter().map(|&i| row[i as usize]));
+    let apart: Vec<f32> = apart.collect();
+    let values = if in_codes {
+        Tensor::Packed(fitted(&apart, [rows, 3], Codec::Int8))
+    } else {
+        Tensor::Dense(half([rows, 3], &apart))
+    };
+    parts.columns = Some(Columns {
+        indexes,
+        values: Box::new(values),
+    });
+    parts
+}
+
+/// A dense tensor in half precision.
+pub(crate) fn half(shape: [usize; 2], elements: &[f32]) -> DenseTensor {
+    let bytes = elements
+        .iter()
+        .flat_map(|&x| half::f16::from_f32(x).to_le_bytes());
+    DenseTensor {
+        dtype: DType::F16,
+        shape: shape.to_vec(),
+        bytes: bytes.collect::<Vec<u8>>().into(),
     }
 }
 

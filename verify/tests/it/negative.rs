@@ -5,7 +5,7 @@ use neuroconv_recipes::{Mixer, Role, RopeLayout, RopeScaling, TensorId};
 use neuroconv_runtime::{Quiet, WeightSource};
 use neuroconv_verify::{Parity, ParityLimits, ReferenceScorer, RuntimeScorer};
 
-use crate::models::Model;
+use crate::models::{Model, half};
 
 /// Parity between what `meant` says and what the runtime does with `run`.
 fn parity(meant: &Model, run: &Model) -> Parity {
@@ -31,9 +31,10 @@ fn sound_models_pass() {
         let found = parity(&model, &model);
         assert!(found.pass, "{name}: {found:?}");
         for codec in Codec::ALL {
-            let packed = model.packed(codec);
-            let found = parity(&packed, &packed);
-            assert!(found.pass, "{name} {codec}: {found:?}");
+            for packed in [model.packed(codec), model.corrected(codec)] {
+                let found = parity(&packed, &packed);
+                assert!(found.pass, "{name} {codec}: {found:?}");
+            }
         }
     }
 }
@@ -120,6 +121,51 @@ fn every_damage_is_noticed_in_dense_and_packed_models() {
                 !found.pass,
                 "{name} {kind}: {what} in the reference was not noticed"
             );
+        }
+    }
+}
+
+/// A runtime that leaves a part of a matrix out, or takes it for another.
+#[test]
+fn every_part_of_a_corrected_matrix_matters() {
+    let damages: [(&str, Damage); 5] = [
+        ("no product", |m| {
+            m.change_parts(TensorId::layer(1, Role::Up), |c| c.low_rank = None);
+        }),
+        ("no columns", |m| {
+            m.change_parts(TensorId::layer(1, Role::O), |c| c.columns = None);
+        }),
+        ("another column", |m| {
+            m.change_parts(TensorId::layer(1, Role::Down), |c| {
+                if let Some(columns) = &mut c.columns {
+                    columns.indexes[0] = 0;
+                }
+            });
+        }),
+        ("a row of the second factor lost", |m| {
+            m.change_parts(TensorId::layer(1, Role::V), |c| {
+                if let Some(low_rank) = &mut c.low_rank {
+                    let mut b = low_rank.b.to_f32();
+                    b[6..8].fill(0.0);
+                    low_rank.b = half([low_rank.b.shape[0], 2], &b);
+                }
+            });
+        }),
+        ("the first factor of another matrix", |m| {
+            let mut other = None;
+            m.change_parts(TensorId::layer(1, Role::Up), |c| other = c.low_rank.clone());
+            m.change_parts(TensorId::layer(1, Role::Gate), |c| c.low_rank = other);
+        }),
+    ];
+    for codec in [Codec::Int4, Codec::Ternary] {
+        let meant = Model::golden("llama").corrected(codec);
+        for (what, damage) in &damages {
+            let mut damaged = meant.clone();
+            damage(&mut damaged);
+            for found in [parity(&meant, &damaged), parity(&damaged, &meant)] {
+                assert!(!found.pass, "{codec}: {what} was not noticed");
+                assert_eq!(found.first_bad.as_deref(), Some("layer 1"), "{what}");
+            }
         }
     }
 }

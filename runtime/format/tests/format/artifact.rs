@@ -7,6 +7,7 @@ use neuroconv_format::{
 };
 
 use crate::build::Dir;
+use crate::parts;
 use crate::sample::{Sample, WEIGHTS};
 
 #[test]
@@ -24,7 +25,7 @@ fn an_artifact_is_opened_and_used_in_place() {
             let tensor = artifact.tensor(&record.name).unwrap();
             assert_eq!(
                 (tensor.shape(), tensor.codec_name()),
-                (record.shape, record.codec.name())
+                (record.shape.clone(), record.codec.name())
             );
             let bytes = match &tensor {
                 Tensor::Packed(packed) => {
@@ -37,6 +38,7 @@ fn an_artifact_is_opened_and_used_in_place() {
                 }
             };
             assert_eq!(**bytes, *sample.bytes(&record.name));
+            assert_eq!(tensor.size_bytes() as u64, record.stored_bytes());
         }
         assert!(matches!(
             artifact.tensor("nothing"),
@@ -47,10 +49,10 @@ fn an_artifact_is_opened_and_used_in_place() {
 
 /// A change to the sample and why it is refused then, also where only the structure is checked.
 pub(crate) struct Case {
-    name: &'static str,
-    change: fn(&mut Sample),
+    pub(crate) name: &'static str,
+    pub(crate) change: fn(&mut Sample),
     pub(crate) expected: ArtifactError,
-    structure: bool,
+    pub(crate) structure: bool,
 }
 
 /// The tensors that most cases change.
@@ -59,7 +61,7 @@ const K: &str = "blk.0.attn_k";
 const O: &str = "blk.0.attn_o";
 const NORM: &str = "blk.0.attn_norm";
 
-fn structure(
+pub(crate) fn structure(
     name: &'static str,
     tensor: &str,
     fault: TensorFault,
@@ -79,7 +81,12 @@ fn structure(
     }
 }
 
-fn values(name: &'static str, tensor: &str, fault: TensorFault, change: fn(&mut Sample)) -> Case {
+pub(crate) fn values(
+    name: &'static str,
+    tensor: &str,
+    fault: TensorFault,
+    change: fn(&mut Sample),
+) -> Case {
     Case {
         structure: false,
         ..structure(name, tensor, fault, change)
@@ -92,6 +99,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(layout_cases());
     cases.extend(group_cases());
     cases.extend(value_cases());
+    cases.extend(parts::cases());
     cases
 }
 
@@ -420,7 +428,9 @@ fn any_changed_byte_of_a_tensor_is_found_and_the_tensor_named() {
     let sample = Sample::new();
     sample.write(&dir);
     for record in &sample.manifest.tensors {
-        for at in record.offset..record.offset + record.size {
+        let parts = record.parts.iter().map(|part| (part.offset, part.size));
+        let places = [(record.offset, record.size)].into_iter().chain(parts);
+        for at in places.flat_map(|(offset, size)| offset..offset + size) {
             let mut weights = sample.weights.clone();
             weights[at as usize] ^= 1 << (at % 8);
             dir.write("a/model.safetensors", &weights);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use neuroconv_format::ArtifactError;
+use neuroconv_format::{ArtifactError, TensorFault};
 
 use crate::{artifact, checkpoint, hostile};
 
@@ -65,9 +65,12 @@ fn every_reason_has_a_case() {
         cases.iter().map(|case| debug(&case.expected)).collect()
     );
 
-    let faults = cases.iter().filter_map(|case| match &case.expected {
-        ArtifactError::Tensor { fault, .. } => Some(debug(fault)),
-        _ => None,
+    let faults = cases.iter().flat_map(|case| match &case.expected {
+        ArtifactError::Tensor { fault, .. } => match fault {
+            TensorFault::Part { fault: inner, .. } => vec![debug(fault), debug(inner)],
+            _ => vec![debug(fault)],
+        },
+        _ => Vec::new(),
     });
     assert_eq!(variants(source, "TensorFault"), faults.collect());
 }

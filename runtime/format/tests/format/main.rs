@@ -13,5 +13,6 @@ mod header;
 mod hostile;
 mod manifest;
 mod packed;
+mod parts;
 mod sample;
 mod writer;

@@ -1,10 +1,13 @@
 //! A small artifact with every codec in it.
 
 use neuroconv_format::manifest::{
-    DroppedRecord, FileRecord, Manifest, RecipeRecord, SCHEMA_VERSION, SizeRecord, SourceRecord,
-    TensorCodec, TensorRecord, ToolRecord, VerdictRecord, VerdictStatus,
+    DroppedRecord, FileRecord, Manifest, PartRecord, RecipeRecord, SCHEMA_VERSION, SizeRecord,
+    SourceRecord, TensorCodec, TensorRecord, ToolRecord, VerdictRecord, VerdictStatus,
 };
-use neuroconv_format::{Codec, PackedLayout, PlannedTensor, SafetensorsLayout};
+use neuroconv_format::{
+    Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout, PackedTensor, PartKind,
+    PlannedTensor, SafetensorsLayout, Tensor,
+};
 
 use crate::build::Dir;
 use crate::packed::pack;
@@ -24,6 +27,7 @@ struct Stored {
     shape: Vec<usize>,
     layout: Option<PackedLayout>,
     bytes: Vec<u8>,
+    corrections: Corrections,
 }
 
 fn packed(codec: Codec, rows: usize, cols: usize, shift: bool) -> Stored {
@@ -41,6 +45,63 @@ fn packed(codec: Codec, rows: usize, cols: usize, shift: bool) -> Stored {
         shape: vec![rows, cols],
         layout: Some(layout),
         bytes,
+        corrections: Corrections::default(),
+    }
+}
+
+/// Halves of small numbers.
+fn halves(shape: [usize; 2]) -> DenseTensor {
+    let bytes: Vec<u8> = (0..shape[0] * shape[1])
+        .flat_map(|i| [(i % 251) as u8, 0x2c])
+        .collect();
+    DenseTensor {
+        dtype: DType::F16,
+        shape: shape.to_vec(),
+        bytes: bytes.into(),
+    }
+}
+
+/// Four-bit codes with a correction of rank 2 and three dense columns apart.
+fn corrected() -> Stored {
+    let (rows, cols) = (17, 32);
+    let mut stored = packed(Codec::Int4, rows, cols, true);
+    let indexes = vec![0, 9, 31];
+    zero_columns(&mut stored, &indexes);
+    let values = Box::new(Tensor::Dense(halves([rows, 3])));
+    stored.corrections = Corrections {
+        low_rank: Some(LowRank {
+            a: halves([2, cols]),
+            b: halves([rows, 2]),
+        }),
+        columns: Some(Columns { indexes, values }),
+    };
+    stored
+}
+
+/// Ternary codes with two packed columns apart.
+fn packed_columns() -> Stored {
+    let (rows, cols) = (16, 40);
+    let mut stored = packed(Codec::Ternary, rows, cols, false);
+    let indexes = vec![3, 39];
+    zero_columns(&mut stored, &indexes);
+    let values = packed(Codec::Int8, rows, 2, false);
+    let values = PackedTensor::new(values.layout.unwrap(), values.bytes);
+    stored.corrections.columns = Some(Columns {
+        indexes,
+        values: Box::new(Tensor::Packed(values)),
+    });
+    stored
+}
+
+fn zero_columns(stored: &mut Stored, indexes: &[u32]) {
+    let layout = stored.layout.unwrap();
+    for row in 0..layout.rows() {
+        for &col in indexes {
+            let (byte, bit) = layout.code_at(row, col as usize);
+            let mask = u8::MAX >> (8 - layout.codec().bits()) << bit;
+            let zero = layout.codec().zero_byte();
+            stored.bytes[byte] = stored.bytes[byte] & !mask | zero & mask;
+        }
     }
 }
 
@@ -53,6 +114,7 @@ fn dense(codec: TensorCodec, shape: &[usize]) -> Stored {
         shape: shape.to_vec(),
         layout: None,
         bytes,
+        corrections: Corrections::default(),
     }
 }
 
@@ -64,15 +126,22 @@ impl Sample {
             ("blk.0.attn_q", packed(Codec::Ternary, 16, 32, false)),
             ("blk.0.attn_k", packed(Codec::Int4, 33, 32, true)),
             ("blk.0.attn_o", packed(Codec::Ternary, 20, 40, false)),
+            ("blk.0.mlp_up", corrected()),
+            ("blk.0.mlp_gate", packed_columns()),
             ("final_norm", dense(TensorCodec::Bf16, &[8, 4])),
             ("head", dense(TensorCodec::F16, &[3])),
         ];
-        let planned = tensors.iter().map(|(name, stored)| PlannedTensor {
-            name: (*name).to_owned(),
-            dtype: stored.codec.dtype(),
-            shape: stored
-                .layout
-                .map_or(stored.shape.clone(), |layout| vec![layout.size_bytes()]),
+        let planned = tensors.iter().flat_map(|(name, stored)| {
+            let codes = PlannedTensor {
+                name: (*name).to_owned(),
+                dtype: stored.codec.dtype(),
+                shape: stored
+                    .layout
+                    .map_or(stored.shape.clone(), |layout| vec![layout.size_bytes()]),
+            };
+            let parts = stored.corrections.parts().unwrap();
+            let parts = parts.into_iter().map(|(part, _)| part.entry(name));
+            [codes].into_iter().chain(parts)
         });
         let layout = SafetensorsLayout::new(planned.collect()).unwrap();
         let mut weights = layout.header_bytes();
@@ -81,7 +150,15 @@ impl Sample {
         for (name, stored) in tensors {
             let range = layout.range(name).unwrap();
             weights[range.start as usize..range.end as usize].copy_from_slice(&stored.bytes);
-            records.push(record(name, &stored, range.start));
+            let mut record = record(name, &stored, range.start);
+            for (part, bytes) in stored.corrections.parts().unwrap() {
+                let range = layout.range(&part.name(name)).unwrap();
+                weights[range.start as usize..range.end as usize].copy_from_slice(&bytes);
+                let hash = blake3::hash(&bytes).to_hex().to_string();
+                record.parts.push(PartRecord::new(&part, range.start, hash));
+            }
+            record.bits_per_weight = bits_per_weight(&record);
+            records.push(record);
         }
         Sample {
             manifest: manifest(records, weights.len()),
@@ -96,6 +173,19 @@ impl Sample {
             .iter_mut()
             .find(|record| record.name == name)
             .unwrap()
+    }
+
+    /// The record of the part of the tensor `name` that is of this kind.
+    pub(crate) fn part(&mut self, name: &str, kind: PartKind) -> &mut PartRecord {
+        let parts = &mut self.record(name).parts;
+        parts.iter_mut().find(|part| part.kind == kind).unwrap()
+    }
+
+    /// The bytes of a part in the weight file.
+    pub(crate) fn part_bytes(&mut self, name: &str, kind: PartKind) -> &mut [u8] {
+        let part = self.part(name, kind);
+        let range = part.offset as usize..(part.offset + part.size) as usize;
+        &mut self.weights[range]
     }
 
     /// The bytes of the tensor `name` in the weight file.
@@ -126,7 +216,6 @@ impl Sample {
 }
 
 fn record(name: &str, stored: &Stored, offset: u64) -> TensorRecord {
-    let elements = stored.shape.iter().product::<usize>() as f64;
     TensorRecord {
         name: name.to_owned(),
         role: name.rsplit('.').next().unwrap_or(name).to_owned(),
@@ -139,12 +228,18 @@ fn record(name: &str, stored: &Stored, offset: u64) -> TensorRecord {
         offset,
         size: stored.bytes.len() as u64,
         blake3: blake3::hash(&stored.bytes).to_hex().to_string(),
-        bits_per_weight: stored.bytes.len() as f64 * 8.0 / elements,
+        bits_per_weight: 0.0,
+        parts: Vec::new(),
         rel_mse: Some(0.25),
         zeros: None,
         entropy_bits: Some(1.5),
         reason: "a sample".to_owned(),
     }
+}
+
+/// What the sizes of a record come to.
+pub(crate) fn bits_per_weight(record: &TensorRecord) -> f64 {
+    record.stored_bytes() as f64 * 8.0 / record.shape.iter().product::<usize>() as f64
 }
 
 fn manifest(tensors: Vec<TensorRecord>, weights_bytes: usize) -> Manifest {
