@@ -143,6 +143,7 @@ pub(crate) fn tensor_records(plan: &Plan, records: &BTreeMap<String, Record>) ->
             shape: t.shape.clone(),
             group: t.group,
             shift: false,
+            activation_bits: None,
             file: ours::WEIGHTS.to_owned(),
             offset: record.offset,
             size: record.size,

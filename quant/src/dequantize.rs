@@ -1,7 +1,9 @@
 //! From stored bytes back to single precision, and what corrections leave for the codes.
 
-use neuroconv_format::{Codec, Corrections, DenseTensor, LowRank, PackedTensor, Tensor};
-use neuroconv_kernels::{Codes, PackedView};
+use neuroconv_format::{
+    ActivationBits, Codec, Corrections, DenseTensor, LowRank, PackedTensor, Tensor,
+};
+use neuroconv_kernels::{self as kernels, Codes, PackedView};
 use rayon::prelude::*;
 
 /// The planes of a packed tensor as the kernels take them.
@@ -29,6 +31,14 @@ pub fn packed_view(tensor: &PackedTensor) -> PackedView<'_> {
         shifts,
     )
     .expect("format and kernels agree about layouts")
+}
+
+/// How the kernels round the activations that meet a packed tensor.
+pub fn activation_bits(tensor: &PackedTensor) -> kernels::ActivationBits {
+    match tensor.activations {
+        ActivationBits::Eight => kernels::ActivationBits::Eight,
+        ActivationBits::Sixteen => kernels::ActivationBits::Sixteen,
+    }
 }
 
 pub(crate) fn kernel_codes(codec: Codec) -> Codes {

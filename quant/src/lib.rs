@@ -12,7 +12,7 @@ pub mod linalg;
 mod quantize;
 mod stats;
 
-pub use dequantize::{dequantize, dequantize_row, packed_view, residual};
+pub use dequantize::{activation_bits, dequantize, dequantize_row, packed_view, residual};
 pub use error::Error;
 pub use group::choose_group;
 pub use neuroconv_recipes::Threshold;

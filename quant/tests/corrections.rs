@@ -47,14 +47,10 @@ fn columns(w: &[f32], indexes: &[u32], in_codes: bool) -> Columns {
     let values: Vec<f32> = rows
         .flat_map(|row| indexes.iter().map(|&i| row[i as usize]))
         .collect();
-    let values = if in_codes {
-        Tensor::Packed(packed(&values, ROWS, Codec::Int8))
+    if in_codes {
+        Columns::packed(indexes.to_vec(), packed(&values, ROWS, Codec::Int8))
     } else {
-        Tensor::Dense(halves(&values, [ROWS, indexes.len()]))
-    };
-    Columns {
-        indexes: indexes.to_vec(),
-        values: Box::new(values),
+        Columns::dense(indexes.to_vec(), halves(&values, [ROWS, indexes.len()]))
     }
 }
 

@@ -1,15 +1,15 @@
 //! Matrix products `y = W x + b` over dense and packed weights.
 //!
-//! Owns the choice of kernel by codec. Packed weights take activations in eight bits, quantized
-//! once per group size and shared by all matrices that read the same activations. What a packed
+//! Owns the choice of kernel by codec. Packed weights take activations in eight or sixteen bits,
+//! quantized once per group size and shared by all matrices that read the same activations. What a packed
 //! matrix has beside its codes is added by [`crate::corrections`].
 
 use neuroconv_format::{DType, PackedTensor, SharedBytes, Tensor};
 use neuroconv_kernels::{
-    Activations, DenseSlice, PackedView, matmul_dense, matmul_packed, matmul_packed_all,
-    quantize_activations,
+    ActivationBits, Activations, DenseSlice, PackedView, matmul_dense, matmul_packed,
+    matmul_packed_all, quantize_activations,
 };
-use neuroconv_quant::packed_view;
+use neuroconv_quant::{activation_bits, packed_view};
 use neuroconv_recipes::TensorId;
 
 use crate::Error;
@@ -37,12 +37,15 @@ impl<'x> Input<'x> {
         }
     }
 
-    /// Quantized in groups of `group` columns, with zeros in the columns `apart`.
-    fn quantized(&mut self, group: usize, apart: &[u32]) -> &Activations {
+    /// Quantized as `as_for` says.
+    fn quantized(&mut self, as_for: Rounding<'_>) -> &Activations {
+        let Rounding { group, bits, apart } = as_for;
         let mut known = self.quantized.iter();
-        let known = known.position(|(without, a)| a.group() == group && without == apart);
+        let known = known
+            .position(|(without, a)| (a.group(), a.bits()) == (group, bits) && without == apart);
         let index = known.unwrap_or_else(|| {
-            let quantize = |x_tk: &[f32]| quantize_activations(x_tk, self.t, self.cols, group);
+            let quantize =
+                |x_tk: &[f32]| quantize_activations(x_tk, self.t, self.cols, group, bits);
             let activations = if apart.is_empty() {
                 quantize(self.x_tk)
             } else {
@@ -72,6 +75,15 @@ impl<'x> Input<'x> {
     }
 }
 
+/// How a packed matrix takes its activations: in groups of `group` columns, in `bits` bits, and with
+/// zeros in the columns `apart`.
+#[derive(Clone, Copy, PartialEq)]
+struct Rounding<'w> {
+    group: usize,
+    bits: ActivationBits,
+    apart: &'w [u32],
+}
+
 /// One matrix `[rows, cols]` with an optional bias `[rows]`.
 #[derive(Debug)]
 pub(crate) struct Linear {
@@ -95,6 +107,16 @@ enum Weight {
 struct Packed {
     tensor: PackedTensor,
     corrections: Option<Corrections>,
+}
+
+impl Packed {
+    fn rounding(&self) -> Rounding<'_> {
+        Rounding {
+            group: self.tensor.layout.group(),
+            bits: activation_bits(&self.tensor),
+            apart: self.corrections.as_ref().map_or(&[], Corrections::apart),
+        }
+    }
 }
 
 impl Linear {
@@ -149,7 +171,7 @@ impl Linear {
             Weight::Bf16(bytes) => self.dense(DenseSlice::Bf16(bytes), x, &mut y_tn),
             Weight::Packed(packed) => {
                 let view = packed_view(&packed.tensor);
-                matmul_packed(&view, x.quantized(view.group(), self.apart()), &mut y_tn);
+                matmul_packed(&view, x.quantized(packed.rounding()), &mut y_tn);
             }
         }
         self.add_rest(x, &mut y_tn);
@@ -162,16 +184,17 @@ impl Linear {
         linears: [&Linear; N],
         x: &mut Input<'_>,
     ) -> [Vec<f32>; N] {
-        let views: Vec<PackedView<'_>> = linears.iter().filter_map(|l| l.packed()).collect();
-        let alike = views.windows(2).all(|v| v[0].group() == v[1].group());
-        let apart = linears.first().map_or(&[][..], |linear| linear.apart());
-        if views.len() < N || !alike || linears.iter().any(|linear| linear.apart() != apart) {
+        let packed: Vec<&Packed> = linears.iter().filter_map(|l| l.packed()).collect();
+        let alike = |pair: &[&Packed]| pair[0].rounding() == pair[1].rounding();
+        if packed.len() < N || !packed.windows(2).all(alike) {
             return linears.map(|linear| linear.forward(x));
         }
         let mut all = linears.map(|linear| vec![0.0; x.t * linear.rows]);
-        if let Some(first) = views.first() {
+        if let Some(first) = packed.first() {
             let outputs = all.iter_mut().map(|y_tn| &mut y_tn[..]).collect();
-            matmul_packed_all(&views, x.quantized(first.group(), apart), outputs);
+            let views = packed.iter().map(|packed| packed_view(&packed.tensor));
+            let views: Vec<PackedView<'_>> = views.collect();
+            matmul_packed_all(&views, x.quantized(first.rounding()), outputs);
         }
         for (linear, y_tn) in linears.into_iter().zip(&mut all) {
             linear.add_rest(x, y_tn);
@@ -179,28 +202,16 @@ impl Linear {
         all
     }
 
-    fn packed(&self) -> Option<PackedView<'_>> {
+    fn packed(&self) -> Option<&Packed> {
         match &self.weight {
-            Weight::Packed(packed) => Some(packed_view(&packed.tensor)),
+            Weight::Packed(packed) => Some(packed),
             Weight::F32(_) | Weight::F16(_) | Weight::Bf16(_) => None,
         }
-    }
-
-    fn corrections(&self) -> Option<&Corrections> {
-        match &self.weight {
-            Weight::Packed(packed) => packed.corrections.as_ref(),
-            Weight::F32(_) | Weight::F16(_) | Weight::Bf16(_) => None,
-        }
-    }
-
-    /// The columns that the packed product does not see.
-    fn apart(&self) -> &[u32] {
-        self.corrections().map_or(&[], Corrections::apart)
     }
 
     /// Adds what is stored beside the codes, and the bias.
     fn add_rest(&self, x: &Input<'_>, y_tn: &mut [f32]) {
-        if let Some(corrections) = self.corrections() {
+        if let Some(corrections) = self.packed().and_then(|p| p.corrections.as_ref()) {
             corrections.add(x, y_tn);
         }
         if let Some(bias) = &self.bias {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use neuroconv_format::{
-    Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedTensor, Tensor,
+    ActivationBits, Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout,
+    PackedTensor, Tensor,
 };
 use neuroconv_quant::{QuantizeSpec, Threshold, dequantize, quantize, residual};
 use neuroconv_recipes::{
@@ -147,6 +148,26 @@ impl Model {
         self
     }
 
+    /// Every packed matrix with a shift of each group beside its scale.
+    pub(crate) fn shifted(mut self) -> Self {
+        for tensor in self.tensors.values_mut() {
+            if let Tensor::Packed(packed) = tensor {
+                *packed = with_shifts(packed);
+            }
+        }
+        self
+    }
+
+    /// Every packed matrix for activations in sixteen bits.
+    pub(crate) fn in_sixteen_bits(mut self) -> Self {
+        for tensor in self.tensors.values_mut() {
+            if let Tensor::Packed(packed) = tensor {
+                packed.activations = ActivationBits::Sixteen;
+            }
+        }
+        self
+    }
+
     /// Every packed matrix as the single-precision numbers it stands for.
     pub(crate) fn dequantized(mut self) -> Self {
         for tensor in self.tensors.values_mut() {
@@ -155,6 +176,23 @@ impl Model {
             }
         }
         self
+    }
+}
+
+/// The same codes and scales, and shifts from -1/32 to 1/32.
+fn with_shifts(packed: &PackedTensor) -> PackedTensor {
+    let old = packed.layout;
+    let (rows, cols, group) = (old.rows(), old.cols(), old.group());
+    let layout = PackedLayout::new(old.codec(), rows, cols, group, true).unwrap();
+    let mut bytes = packed.bytes[..old.scales().end].to_vec();
+    for i in 0..layout.shifts().len() / 2 {
+        let shift = ((i * 37 % 65) as f32 - 32.0) / 1024.0;
+        bytes.extend(half::f16::from_f32(shift).to_le_bytes());
+    }
+    bytes.resize(layout.size_bytes(), 0);
+    PackedTensor {
+        activations: packed.activations,
+        ..PackedTensor::new(layout, bytes)
     }
 }
 
@@ -171,10 +209,6 @@ fn packed(w: &[f32], [rows, cols]: [usize; 2], codec: Codec, group: usize) -> Pa
 fn low_rank(w: &[f32], [rows, cols]: [usize; 2]) -> LowRank {
     let mut rng = Pcg32::new(5, 7);
     let b: Vec<f32> = (0..2 * rows).map(|_| rng.next_f64() as f32 - 0.5).collect();
-    let half = |shape: [usize; 2], values: &[f32]| match dense(DType::F16, shape.to_vec(), values) {
-        Tensor::Dense(tensor) => tensor,
-        Tensor::Packed(_) => unreachable!("made dense"),
-    };
     LowRank {
         a: half([2, cols], &w[..2 * cols]),
         b: half([rows, 2], &b),
@@ -187,14 +221,17 @@ fn columns(w: &[f32], [rows, cols]: [usize; 2], in_codes: bool) -> Columns {
     let values = w.chunks(cols);
     let values = values.flat_map(|row| indexes.iter().map(|&i| row[i as usize]));
     let (values, shape) = (values.collect::<Vec<_>>(), [rows, indexes.len()]);
-    let values = if in_codes {
-        Tensor::Packed(packed(&values, shape, Codec::Int8, 32))
+    if in_codes {
+        Columns::packed(indexes, packed(&values, shape, Codec::Int8, 32))
     } else {
-        dense(DType::F16, shape.to_vec(), &values)
-    };
-    Columns {
-        indexes,
-        values: Box::new(values),
+        Columns::dense(indexes, half(shape, &values))
+    }
+}
+
+fn half(shape: [usize; 2], values: &[f32]) -> DenseTensor {
+    match dense(DType::F16, shape.to_vec(), values) {
+        Tensor::Dense(tensor) => tensor,
+        Tensor::Packed(_) => unreachable!("made dense"),
     }
 }
 

@@ -280,7 +280,10 @@ fn match_packed(
     }
     check_shape(&[layout.size_bytes()], &info.shape)?;
     check_alignment(record.offset, UNIT_BYTES)?;
-    Ok(Tensor::Packed(PackedTensor::new(layout, bytes)))
+    Ok(Tensor::Packed(PackedTensor {
+        activations: record.activation_bits.unwrap_or_default(),
+        ..PackedTensor::new(layout, bytes)
+    }))
 }
 
 fn match_dense(
@@ -289,7 +292,7 @@ fn match_dense(
     bytes: SharedBytes,
 ) -> Result<Tensor, TensorFault> {
     let (dtype, shape) = (record.codec.dtype(), record.shape.clone());
-    if record.group.is_some() || record.shift {
+    if record.group.is_some() || record.shift || record.activation_bits.is_some() {
         return Err(TensorFault::DenseGroup {
             codec: record.codec,
         });

@@ -53,7 +53,7 @@ pub enum TensorFault {
     },
     #[error("no group size, which {} needs", codec.name())]
     NoGroup { codec: TensorCodec },
-    #[error("a group size or a shift, which {} does not have", codec.name())]
+    #[error("a group size, a shift or activation bits, which {} does not have", codec.name())]
     DenseGroup { codec: TensorCodec },
     #[error(transparent)]
     Layout(LayoutError),

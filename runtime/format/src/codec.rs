@@ -109,6 +109,48 @@ impl fmt::Display for Codec {
     }
 }
 
+/// How finely activations are rounded before they meet the codes of a packed tensor.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum ActivationBits {
+    /// 127 levels on either side of zero.
+    #[default]
+    Eight,
+    /// 32512 levels on either side of zero: half as fast where many rows share the weights, as fast
+    /// where one row waits for them.
+    Sixteen,
+}
+
+impl ActivationBits {
+    /// The number that manifests give.
+    pub const fn bits(self) -> u8 {
+        match self {
+            ActivationBits::Eight => 8,
+            ActivationBits::Sixteen => 16,
+        }
+    }
+}
+
+impl From<ActivationBits> for u8 {
+    fn from(bits: ActivationBits) -> u8 {
+        bits.bits()
+    }
+}
+
+impl TryFrom<u8> for ActivationBits {
+    type Error = String;
+
+    fn try_from(bits: u8) -> Result<Self, String> {
+        match bits {
+            8 => Ok(ActivationBits::Eight),
+            16 => Ok(ActivationBits::Sixteen),
+            _ => Err(format!("activations have 8 or 16 bits, not {bits}")),
+        }
+    }
+}
+
 /// The layout of one packed matrix. All sizes follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PackedLayout {

@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::artifact_error::TensorFault;
-use crate::codec::{Codec, LayoutError, PackedLayout, UNIT_BYTES};
+use crate::codec::{ActivationBits, Codec, LayoutError, PackedLayout, UNIT_BYTES};
 use crate::dtype::DType;
 use crate::tensor::{DenseTensor, PackedTensor, SharedBytes, Tensor};
 use crate::writer::PlannedTensor;
@@ -44,7 +44,8 @@ pub struct LowRank {
 pub struct Columns {
     /// Which columns, ascending.
     pub indexes: Vec<u32>,
-    /// `[rows, indexes]`: dense in half precision, or packed as [`Codec::Int8`] without a shift.
+    /// `[rows, indexes]`: dense in half precision, or packed as [`Codec::Int8`] without a shift, for
+    /// activations in sixteen bits.
     pub values: Box<Tensor>,
 }
 
@@ -255,6 +256,28 @@ impl PartLayout {
     }
 }
 
+impl Columns {
+    /// Columns whose values are packed.
+    pub fn packed(indexes: Vec<u32>, values: PackedTensor) -> Self {
+        let values = PackedTensor {
+            activations: ActivationBits::Sixteen,
+            ..values
+        };
+        Columns {
+            indexes,
+            values: Box::new(Tensor::Packed(values)),
+        }
+    }
+
+    /// Columns whose values are dense.
+    pub fn dense(indexes: Vec<u32>, values: DenseTensor) -> Self {
+        Columns {
+            indexes,
+            values: Box::new(Tensor::Dense(values)),
+        }
+    }
+}
+
 impl Corrections {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
@@ -358,7 +381,10 @@ fn check_dense(tensor: &DenseTensor, shape: [usize; 2]) -> Result<(), TensorFaul
 
 fn check_packed(tensor: &PackedTensor, shape: [usize; 2]) -> Result<(), TensorFault> {
     let layout = tensor.layout;
-    let plain = layout.codec() == Codec::Int8 && !layout.shift() && tensor.corrections.is_empty();
+    let plain = layout.codec() == Codec::Int8
+        && !layout.shift()
+        && tensor.activations == ActivationBits::Sixteen
+        && tensor.corrections.is_empty();
     if !plain {
         let (codec, shape) = (layout.codec().into(), tensor.shape());
         return Err(TensorFault::BadShape { codec, shape });

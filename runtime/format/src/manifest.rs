@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::codec::Codec;
+use crate::codec::{ActivationBits, Codec};
 use crate::corrections::{PartCodec, PartKind, PartLayout};
 use crate::dtype::DType;
 use crate::error::{Error, json_reason};
@@ -110,6 +110,10 @@ pub struct TensorRecord {
     pub group: Option<usize>,
     /// Whether groups have a shift beside the scale.
     pub shift: bool,
+    /// How finely activations are rounded that meet its codes; packed tensors only. Eight bits where
+    /// it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation_bits: Option<ActivationBits>,
     /// The weight file, a plain name.
     pub file: String,
     /// Where it lies, in bytes from the start of the file.

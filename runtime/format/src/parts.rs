@@ -2,7 +2,7 @@
 
 use crate::artifact::{check_alignment, check_place, check_shape};
 use crate::artifact_error::TensorFault;
-use crate::codec::{Codec, PackedLayout, UNIT_BYTES};
+use crate::codec::{ActivationBits, Codec, PackedLayout, UNIT_BYTES};
 use crate::corrections::{
     Columns, Corrections, LowRank, PartCodec, PartKind, PartLayout, read_indexes,
 };
@@ -114,7 +114,10 @@ impl Found {
                     (Some(group), &[rows, cols]) => {
                         let layout = PackedLayout::new(Codec::Int8, rows, cols, group, false)
                             .map_err(TensorFault::Layout)?;
-                        Tensor::Packed(PackedTensor::new(layout, bytes))
+                        Tensor::Packed(PackedTensor {
+                            activations: ActivationBits::Sixteen,
+                            ..PackedTensor::new(layout, bytes)
+                        })
                     }
                     _ => Tensor::Dense(dense(bytes)),
                 });

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use crate::codec::PackedLayout;
+use crate::codec::{ActivationBits, PackedLayout};
 use crate::corrections::Corrections;
 use crate::dtype::DType;
 
@@ -153,16 +153,19 @@ pub struct PackedTensor {
     pub layout: PackedLayout,
     /// Codes, scales, shifts, padding.
     pub bytes: SharedBytes,
+    /// How finely products round the activations that meet the codes.
+    pub activations: ActivationBits,
     /// What belongs to the matrix beside the codes.
     pub corrections: Corrections,
 }
 
 impl PackedTensor {
-    /// Codes alone.
+    /// Codes alone, for activations in eight bits.
     pub fn new(layout: PackedLayout, bytes: impl Into<SharedBytes>) -> Self {
         PackedTensor {
             layout,
             bytes: bytes.into(),
+            activations: ActivationBits::default(),
             corrections: Corrections::default(),
         }
     }

@@ -1,5 +1,6 @@
 //! Every kernel of every instruction set on the layers of a 1.1B model, on one thread: one row of
-//! activations, counted in bytes of weights, and 128 rows, counted in multiplications.
+//! activations, counted in bytes of weights, and 128 rows, counted in multiplications; activations of
+//! packed matrices in eight and in sixteen bits.
 //!
 //! Matrices are repeated until they fill four times the usual cache, so that one row is read from
 //! memory, as in a decoded token.
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use neuroconv_kernels::{
-    Codes, DenseSlice, Isa, PackedView, matmul_dense_on, matmul_packed_on, quantize_activations,
+    ActivationBits, Codes, DenseSlice, Isa, PackedView, matmul_dense_on, matmul_packed_on,
+    quantize_activations,
 };
 
 /// Rows and columns of the query, the key, the gate and the down projection.
@@ -33,8 +35,11 @@ fn packed(c: &mut Criterion) {
             let codes = vec![kind.zero_byte().max(1); copies * codes_size];
             let scales = vec![0x24; blocks * 32];
             let name = format!("{kind:?}/{rows}x{cols}");
-            for t in [1, 128] {
-                let a = quantize_activations(&activations(t * cols), t, cols, GROUP);
+            for (t, bits) in [1, 128]
+                .into_iter()
+                .flat_map(|t| ActivationBits::ALL.map(|b| (t, b)))
+            {
+                let a = quantize_activations(&activations(t * cols), t, cols, GROUP, bits);
                 let mut y = vec![0.0; t * rows];
                 let mut copy = codes.chunks(codes_size).cycle();
                 group.throughput(if t == 1 {
@@ -42,7 +47,8 @@ fn packed(c: &mut Criterion) {
                 } else {
                     Throughput::Elements((t * rows * cols) as u64)
                 });
-                group.bench_function(BenchmarkId::new(&name, t), |b| {
+                let id = BenchmarkId::new(&name, format!("{t} in {bits:?}"));
+                group.bench_function(id, |b| {
                     b.iter(|| {
                         let codes = copy.next().unwrap_or_default();
                         let view = PackedView::new(kind, rows, cols, GROUP, codes, &scales, None);

@@ -23,7 +23,7 @@ mod tasks;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use activations::{Activations, quantize_activations};
+pub use activations::{ActivationBits, Activations, quantize_activations};
 pub use dense::{DenseSlice, matmul_dense, matmul_dense_on};
 pub use error::Error;
 pub use isa::{Isa, isa};

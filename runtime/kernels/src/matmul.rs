@@ -91,7 +91,8 @@ fn fill(
     panels: Range<usize>,
     columns: &mut [&mut [f32]],
 ) {
-    let tiles_cached = (CACHED_ACTIVATIONS / (a.groups() * a.group() * TILE_ROWS)).max(1);
+    let row_bytes = a.bits().planes() * a.groups() * a.group();
+    let tiles_cached = (CACHED_ACTIVATIONS / (row_bytes * TILE_ROWS)).max(1);
     let mut tile = [[0.0; PANEL_ROWS]; TILE_ROWS];
     for (block, block_columns) in columns.chunks_mut(tiles_cached * TILE_ROWS).enumerate() {
         let first = block * tiles_cached * TILE_ROWS;

@@ -1,12 +1,13 @@
 //! The scalar truth of the packed product: plain loops over the documented layout.
 
-use crate::activations::Activations;
+use crate::activations::{Activations, joined};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::Panel;
 
 /// Products of one panel with rows `t0..t0 + y.len()` of the activations.
 ///
-/// For each group in order, with `acc` the exact integer sum of level times activation code:
+/// For each group in order, with `acc` the exact integer sum of level times activation code and
+/// `asum` that of the codes, both joined from the planes of the activations:
 /// `y += acc * (scale * ascale)`, then with shifts `y += shift * (ascale * asum)`, every operation
 /// rounded on its own.
 pub(crate) fn panel(
@@ -20,33 +21,43 @@ pub(crate) fn panel(
     for (t, y) in (t0..).zip(y) {
         *y = [0.0; PANEL_ROWS];
         let blocks = panel.codes.chunks_exact(block_bytes);
-        let words = a.codes(t).as_chunks::<4>().0.chunks_exact(panel.group / 4);
-        for (g, (block, words)) in blocks.zip(words).enumerate() {
-            let (ascale, asum) = (a.scales(t)[g], a.sums(t)[g]);
-            let mut acc = [-kind.offset() * asum; PANEL_ROWS];
-            match kind {
-                Codes::Ternary => add_units(
-                    block,
-                    words,
-                    &mut acc,
-                    &[0, 2, 4, 6].map(|s| move |b: u8| i32::from((b >> s) & 3)),
-                ),
-                Codes::Int4 => add_units(
-                    block,
-                    words,
-                    &mut acc,
-                    &[0, 4].map(|s| move |b: u8| i32::from((b >> s) & 15)),
-                ),
-                Codes::Int8 => add_units(block, words, &mut acc, &[|b: u8| i32::from(b as i8)]),
-            }
+        for (g, block) in blocks.enumerate() {
+            let (ascale, asum) = (a.scales(t)[g], a.sum(t, g));
+            let planes = (0..a.bits().planes()).map(|plane| {
+                let codes = &a.codes(t, plane)[g * panel.group..(g + 1) * panel.group];
+                block_sums(kind, block, codes.as_chunks::<4>().0, a.sums(t, plane)[g])
+            });
+            let planes: Vec<_> = planes.collect();
             for (r, y) in y.iter_mut().enumerate() {
-                *y += acc[r] as f32 * (panel.scale(g, r) * ascale);
+                let acc = joined(planes.iter().map(|acc| acc[r]));
+                *y += acc as f32 * (panel.scale(g, r) * ascale);
                 if let Some(shift) = panel.shift(g, r) {
                     *y += shift * (ascale * asum as f32);
                 }
             }
         }
     }
+}
+
+/// The sums of level times activation code of each row of a block, where `sum` is that of the codes.
+fn block_sums(kind: Codes, block: &[u8], words: &[[i8; 4]], sum: i32) -> [i32; PANEL_ROWS] {
+    let mut acc = [-kind.offset() * sum; PANEL_ROWS];
+    match kind {
+        Codes::Ternary => add_units(
+            block,
+            words,
+            &mut acc,
+            &[0, 2, 4, 6].map(|s| move |b: u8| i32::from((b >> s) & 3)),
+        ),
+        Codes::Int4 => add_units(
+            block,
+            words,
+            &mut acc,
+            &[0, 4].map(|s| move |b: u8| i32::from((b >> s) & 15)),
+        ),
+        Codes::Int8 => add_units(block, words, &mut acc, &[|b: u8| i32::from(b as i8)]),
+    }
+    acc
 }
 
 /// Adds the sums of code times activation code of each row of a block, where `places[c]` reads the

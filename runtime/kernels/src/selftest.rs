@@ -3,7 +3,7 @@
 //! Owns the question whether a path computes what it must on this processor: a virtual machine
 //! may promise instructions that it gets wrong.
 
-use crate::activations::{Activations, quantize_activations};
+use crate::activations::{ActivationBits, Activations, quantize_activations};
 use crate::dense::{DenseSlice, matmul_dense_on};
 use crate::isa::Isa;
 use crate::layout::{Codes, GROUP_SIZES, PANEL_ROWS};
@@ -61,11 +61,13 @@ fn packed_equal(product: impl Fn(&PackedView<'_>, &Activations, &mut [f32])) -> 
             .collect();
         let view = PackedView::new(kind, ROWS, COLS, group, &codes, &scales, Some(&scales));
         let Ok(view) = view else { return false };
-        let a = quantize_activations(&x_tk, TOKENS, COLS, group);
-        let (mut y, mut truth) = (vec![0.0; TOKENS * ROWS], vec![0.0; TOKENS * ROWS]);
-        product(&view, &a, &mut y);
-        matmul_packed_on(Isa::SCALAR, &view, &a, &mut truth);
-        same(&y, &truth)
+        ActivationBits::ALL.into_iter().all(|bits| {
+            let a = quantize_activations(&x_tk, TOKENS, COLS, group, bits);
+            let (mut y, mut truth) = (vec![0.0; TOKENS * ROWS], vec![0.0; TOKENS * ROWS]);
+            product(&view, &a, &mut y);
+            matmul_packed_on(Isa::SCALAR, &view, &a, &mut truth);
+            same(&y, &truth)
+        })
     })
 }
 

@@ -3,8 +3,8 @@
 use half::f16;
 use neuroconv_kernels::layout::{self, Codes, GROUP_SIZES};
 use neuroconv_kernels::{
-    Activations, Isa, PackedView, isa, matmul_packed, matmul_packed_all, matmul_packed_on,
-    quantize_activations,
+    ActivationBits, Activations, Isa, PackedView, isa, matmul_packed, matmul_packed_all,
+    matmul_packed_on, quantize_activations,
 };
 
 use crate::{Numbers, assert_same};
@@ -100,14 +100,17 @@ fn every_isa_equals_scalar_bit_for_bit() {
             let (cols, group) = (1 + numbers.below(300), GROUP_SIZES[numbers.below(4)]);
             let (t, shift) = (1 + numbers.below(9), numbers.below(2) == 1);
             let w = Matrix::random(kind, (rows, cols), group, shift, &mut numbers);
-            let a = quantize_activations(&numbers.activations(t * cols), t, cols, group);
-            let expected = product(Isa::SCALAR, &w, &a);
-            for isa in Isa::available() {
-                let what = format!(
-                    "{} {kind:?} {rows}x{cols} group {group} t {t} shift {shift}",
-                    isa.name()
-                );
-                assert_same(&product(isa, &w, &a), &expected, &what);
+            let x = numbers.activations(t * cols);
+            for bits in ActivationBits::ALL {
+                let a = quantize_activations(&x, t, cols, group, bits);
+                let expected = product(Isa::SCALAR, &w, &a);
+                for isa in Isa::available() {
+                    let what = format!(
+                        "{} {kind:?} {rows}x{cols} group {group} t {t} shift {shift} {bits:?}",
+                        isa.name()
+                    );
+                    assert_same(&product(isa, &w, &a), &expected, &what);
+                }
             }
         }
     }
@@ -122,11 +125,15 @@ fn every_group_size_row_count_and_shift_equals_scalar() {
                 let cols = [1, group - 1, group, group + 1, 2 * group + 17][numbers.below(5)];
                 let w = Matrix::random(kind, (35, cols), group, shift, &mut numbers);
                 for t in (1..=9).chain([15, 16, 23]) {
-                    let a = quantize_activations(&numbers.activations(t * cols), t, cols, group);
-                    let expected = product(Isa::SCALAR, &w, &a);
-                    for isa in Isa::available() {
-                        let what = format!("{} {kind:?} 35x{cols} group {group} t {t}", isa.name());
-                        assert_same(&product(isa, &w, &a), &expected, &what);
+                    let x = numbers.activations(t * cols);
+                    for bits in ActivationBits::ALL {
+                        let a = quantize_activations(&x, t, cols, group, bits);
+                        let expected = product(Isa::SCALAR, &w, &a);
+                        for isa in Isa::available() {
+                            let name = isa.name();
+                            let what = format!("{name} {kind:?} 35x{cols} group {group} t {t}");
+                            assert_same(&product(isa, &w, &a), &expected, &what);
+                        }
                     }
                 }
             }
@@ -161,11 +168,20 @@ fn the_largest_sums_are_exact() {
             }
             let scales: Vec<u8> = f16::ONE.to_le_bytes().repeat(32);
             let w = PackedView::new(kind, 16, 2 * group, group, &codes, &scales, None).unwrap();
-            for sign in [1.0, -1.0] {
+            for (sign, bits) in [1.0, -1.0]
+                .into_iter()
+                .flat_map(|sign| ActivationBits::ALL.map(|bits| (sign, bits)))
+            {
                 let t = 9;
-                let a =
-                    quantize_activations(&vec![127.0 * sign; t * 2 * group], t, 2 * group, group);
-                let exact = f32::from(level) * 127.0 * sign * (2 * group) as f32;
+                // The scale is one; in sixteen bits both planes are at their largest.
+                let most = match bits {
+                    ActivationBits::Eight => 127.0,
+                    ActivationBits::Sixteen => 32512.0,
+                };
+                let x = vec![most * sign; t * 2 * group];
+                let a = quantize_activations(&x, t, 2 * group, group, bits);
+                let one = (f64::from(level) * f64::from(most * sign) * group as f64) as f32;
+                let exact = one + one;
                 for isa in Isa::available() {
                     let mut y = vec![0.0; t * 16];
                     matmul_packed_on(isa, &w, &a, &mut y);
@@ -188,26 +204,32 @@ fn scalar_is_the_product_of_what_is_stored() {
         for shift in [false, true] {
             let (rows, cols, group, t) = (37, 205, 64, 3);
             let w = Matrix::random(kind, (rows, cols), group, shift, &mut numbers);
-            let a = quantize_activations(&numbers.activations(t * cols), t, cols, group);
-            let y = product(Isa::SCALAR, &w, &a);
-            let mut row = vec![0.0; cols];
-            for n in 0..rows {
-                w.view().dequantize_row(n, &mut row);
-                for i in 0..t {
-                    let (mut exact, mut size) = (0.0, 0.0);
-                    for (k, &stored) in row.iter().enumerate() {
-                        let weight = w.weight(n, k);
-                        assert!((f64::from(stored) - weight).abs() <= weight.abs() * 1e-6 + 1e-6);
-                        let term =
-                            weight * f64::from(a.codes(i)[k]) * f64::from(a.scales(i)[k / group]);
-                        exact += term;
-                        size += term.abs();
+            let x = numbers.activations(t * cols);
+            for bits in ActivationBits::ALL {
+                let a = quantize_activations(&x, t, cols, group, bits);
+                let y = product(Isa::SCALAR, &w, &a);
+                let mut row = vec![0.0; cols];
+                for n in 0..rows {
+                    w.view().dequantize_row(n, &mut row);
+                    for i in 0..t {
+                        let (mut exact, mut size) = (0.0, 0.0);
+                        for (k, &stored) in row.iter().enumerate() {
+                            let weight = w.weight(n, k);
+                            assert!(
+                                (f64::from(stored) - weight).abs() <= weight.abs() * 1e-6 + 1e-6
+                            );
+                            let term = weight
+                                * f64::from(a.code(i, k))
+                                * f64::from(a.scales(i)[k / group]);
+                            exact += term;
+                            size += term.abs();
+                        }
+                        let found = f64::from(y[i * rows + n]);
+                        assert!(
+                            (found - exact).abs() <= 1e-5 * size,
+                            "{kind:?} {found} {exact}"
+                        );
                     }
-                    let found = f64::from(y[i * rows + n]);
-                    assert!(
-                        (found - exact).abs() <= 1e-5 * size,
-                        "{kind:?} {found} {exact}"
-                    );
                 }
             }
         }
@@ -221,7 +243,7 @@ fn what_is_not_finite_reaches_the_output() {
         let w = Matrix::random(kind, (20, 96), 32, false, &mut numbers);
         let mut x = numbers.activations(9 * 96);
         x[4 * 96 + 40] = f32::INFINITY;
-        let a = quantize_activations(&x, 9, 96, 32);
+        let a = quantize_activations(&x, 9, 96, 32, ActivationBits::Sixteen);
         for isa in Isa::available() {
             for (t, y) in product(isa, &w, &a).chunks(20).enumerate() {
                 assert!(
@@ -240,7 +262,13 @@ fn several_matrices_in_one_pass_give_what_each_gives() {
     let (cols, t) = (700, 3);
     let ws = [(Codes::Int8, 300), (Codes::Ternary, 33), (Codes::Int4, 500)]
         .map(|(kind, rows)| Matrix::random(kind, (rows, cols), 64, false, &mut numbers));
-    let a = quantize_activations(&numbers.activations(t * cols), t, cols, 64);
+    let a = quantize_activations(
+        &numbers.activations(t * cols),
+        t,
+        cols,
+        64,
+        ActivationBits::Eight,
+    );
     for threads in [1, 3] {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -260,7 +288,10 @@ fn threads_and_cache_blocks_change_nothing() {
     let mut numbers = Numbers::new(5);
     // Large enough for several tasks, and for several blocks of activations.
     let (rows, cols, t) = (200, 4096, 70);
-    for kind in Codes::ALL {
+    for (kind, bits) in Codes::ALL
+        .into_iter()
+        .flat_map(|kind| ActivationBits::ALL.map(|bits| (kind, bits)))
+    {
         let w = Matrix::random(kind, (rows, cols), 128, false, &mut numbers);
         let x = numbers.activations(t * cols);
         let on = |threads| {
@@ -268,14 +299,14 @@ fn threads_and_cache_blocks_change_nothing() {
                 .num_threads(threads)
                 .build()
                 .unwrap();
-            let a = quantize_activations(&x, t, cols, 128);
+            let a = quantize_activations(&x, t, cols, 128, bits);
             let mut y = vec![0.0; t * rows];
             pool.install(|| matmul_packed(&w.view(), &a, &mut y));
             y
         };
         let one = on(1);
         assert_same(&on(3), &one, "three threads");
-        let a = quantize_activations(&x[7 * cols..8 * cols], 1, cols, 128);
+        let a = quantize_activations(&x[7 * cols..8 * cols], 1, cols, 128, bits);
         assert_same(
             &product(isa().unwrap(), &w, &a),
             &one[7 * rows..8 * rows],

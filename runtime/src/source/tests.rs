@@ -17,6 +17,10 @@ fn record(id: TensorId, tensor: &Tensor, offset: u64) -> TensorRecord {
         Tensor::Packed(t) => (&t.bytes, t.layout.codec().into(), Some(t.layout.group())),
         Tensor::Dense(t) => (&t.bytes, TensorCodec::F32, None),
     };
+    let (shift, activation_bits) = match tensor {
+        Tensor::Packed(t) => (t.layout.shift(), Some(t.activations)),
+        Tensor::Dense(_) => (false, None),
+    };
     let elements: usize = tensor.shape().iter().product();
     TensorRecord {
         name: id.to_string(),
@@ -25,7 +29,8 @@ fn record(id: TensorId, tensor: &Tensor, offset: u64) -> TensorRecord {
         codec,
         shape: tensor.shape(),
         group,
-        shift: false,
+        shift,
+        activation_bits,
         file: "model.safetensors".to_owned(),
         offset,
         size: bytes.len() as u64,
@@ -139,6 +144,8 @@ fn an_artifact_runs_like_the_tensors_that_were_written() {
         for model in [
             Model::random(spec()).packed(codec),
             Model::random(spec()).corrected(codec),
+            Model::random(spec()).corrected(codec).in_sixteen_bits(),
+            Model::random(spec()).packed(codec).shifted(),
         ] {
             write_artifact(dir.path(), &model, &describe(&model.spec));
             let source = open_source(dir.path()).unwrap();

@@ -1,4 +1,4 @@
-//! A projection of the reference, with the eight-bit activations of packed products on request.
+//! A projection of the reference, with the rounded activations of packed products on request.
 
 use candle_core::{Device, Result, Tensor};
 use neuroconv_recipes::{Role, TensorId};
@@ -7,7 +7,7 @@ use super::weights::{Parts, Weights};
 use crate::Error;
 
 /// Whether products with packed matrices see activations as the format defines them for such
-/// products, in eight bits per group, or in full.
+/// products, in eight or sixteen bits per group, or in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     /// In single precision everywhere: what the weights mean.
@@ -16,14 +16,22 @@ pub enum Activations {
     Rounded,
 }
 
+/// How activations are rounded.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding {
+    /// Columns that share a scale.
+    pub(super) group: usize,
+    /// Levels on either side of zero.
+    pub(super) levels: f32,
+}
+
 /// A projection `y = x Wᵀ + b`. Clones share the matrix.
 #[derive(Clone)]
 pub(super) struct Linear {
     /// The codes of packed matrices, all of dense ones.
     weight_nk: Tensor,
     bias_n: Option<Tensor>,
-    /// Columns that share an activation scale, where activations are rounded.
-    group: Option<usize>,
+    rounding: Option<Rounding>,
     /// Columns that are stored apart.
     columns: Option<Box<Apart>>,
     /// `A` and `B` of a low-rank product.
@@ -85,14 +93,14 @@ impl Linear {
             columns: parts.columns.map(apart).transpose()?,
             weight_nk: parts.codes_nk,
             bias_n: None,
-            group: parts.group,
+            rounding: parts.rounding,
             low_rank: parts.low_rank,
         })
     }
 
     /// The same with activations in full, whatever was asked for.
     pub(super) fn exact(mut self) -> Self {
-        self.group = None;
+        self.rounding = None;
         self.columns = self.columns.map(|apart| {
             Box::new(Apart {
                 values: apart.values.exact(),
@@ -107,8 +115,8 @@ impl Linear {
         if let Some(apart) = &self.columns {
             seen_tk = seen_tk.broadcast_mul(&apart.others_k)?;
         }
-        if let Some(group) = self.group {
-            seen_tk = rounded(&seen_tk, group)?;
+        if let Some(rounding) = self.rounding {
+            seen_tk = rounded(&seen_tk, rounding)?;
         }
         let mut y_tn = seen_tk.matmul(&self.weight_nk.t()?)?;
         if let Some(apart) = &self.columns {
@@ -125,10 +133,10 @@ impl Linear {
     }
 }
 
-/// `x` with each group of a row replaced by 127 levels on either side of zero: the largest
+/// `x` with each group of a row replaced by so many levels on either side of zero: the largest
 /// magnitude is the last level, other values go to the nearest, ties to the even one. Written
 /// anew from the format's definition.
-fn rounded(x_tk: &Tensor, group: usize) -> Result<Tensor> {
+fn rounded(x_tk: &Tensor, Rounding { group, levels }: Rounding) -> Result<Tensor> {
     let (rows, cols) = x_tk.dims2()?;
     let mut values: Vec<f32> = x_tk.flatten_all()?.to_vec1()?;
     for group in values
@@ -142,7 +150,7 @@ fn rounded(x_tk: &Tensor, group: usize) -> Result<Tensor> {
                 m
             }
         });
-        let per_level = 127.0 / largest;
+        let per_level = levels / largest;
         if !per_level.is_finite() {
             // Nothing to scale, or nothing that can be: infinities stay and spoil the row.
             group
@@ -152,7 +160,7 @@ fn rounded(x_tk: &Tensor, group: usize) -> Result<Tensor> {
             continue;
         }
         for x in group {
-            *x = (*x * per_level).round_ties_even() * (largest / 127.0);
+            *x = (*x * per_level).round_ties_even() * (largest / levels);
         }
     }
     Tensor::from_vec(values, (rows, cols), &Device::Cpu)
@@ -168,12 +176,13 @@ mod tests {
             &[[127.0f32, 0.5, 1.5, -2.4, 0.0, 0.0, 1e-3, 1e-3]],
             &Device::Cpu,
         );
-        let found: Vec<f32> = rounded(&x.unwrap(), 4)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1()
-            .unwrap();
-        assert_eq!(found, [127.0, 0.0, 2.0, -2.0, 0.0, 0.0, 1e-3, 1e-3]);
+        let x = x.unwrap();
+        let found = |levels| -> Vec<f32> {
+            let rounded = rounded(&x, Rounding { group: 4, levels }).unwrap();
+            rounded.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_eq!(found(127.0), [127.0, 0.0, 2.0, -2.0, 0.0, 0.0, 1e-3, 1e-3]);
+        // Steps of 1/256.
+        assert_eq!(found(32512.0)[..4], [127.0, 0.5, 1.5, -614.0 / 256.0]);
     }
 }

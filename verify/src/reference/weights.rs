@@ -1,13 +1,13 @@
 //! Tensors of a model as f32, checked against the model's description.
 
 use candle_core::{Device, Tensor as Matrix};
-use neuroconv_format::{DenseTensor, Tensor};
+use neuroconv_format::{ActivationBits, DenseTensor, Tensor};
 use neuroconv_recipes::TensorId;
 use neuroconv_runtime::WeightSource;
 use rayon::prelude::*;
 
 use super::decode::{self, PackedRows};
-use super::linear::Activations;
+use super::linear::{Activations, Rounding};
 use crate::Error;
 
 /// Reads the tensors of one model.
@@ -60,12 +60,18 @@ impl<'a> Weights<'a> {
         let of = |tensor: &Tensor| matrix(id, decode::matrix(tensor), &tensor.shape());
         let mut parts = Parts {
             codes_nk: of(tensor)?,
-            group: None,
+            rounding: None,
             columns: None,
             low_rank: None,
         };
         if let Tensor::Packed(packed) = tensor {
-            parts.group = (self.activations == Activations::Rounded).then(|| packed.layout.group());
+            parts.rounding = (self.activations == Activations::Rounded).then(|| Rounding {
+                group: packed.layout.group(),
+                levels: match packed.activations {
+                    ActivationBits::Eight => 127.0,
+                    ActivationBits::Sixteen => 32512.0,
+                },
+            });
             if let Some(columns) = &packed.corrections.columns {
                 let values = self.parts_of(id, &columns.values)?;
                 parts.columns = Some((columns.indexes.clone(), Box::new(values)));
@@ -146,8 +152,8 @@ impl<'a> Weights<'a> {
 pub(super) struct Parts {
     /// The codes alone, or all of a dense matrix.
     pub(super) codes_nk: Matrix,
-    /// Columns that share an activation scale in products with the codes, where those are rounded.
-    pub(super) group: Option<usize>,
+    /// How activations are rounded in products with the codes, where they are.
+    pub(super) rounding: Option<Rounding>,
     /// Columns that are stored apart: which, and their values.
     pub(super) columns: Option<(Vec<u32>, Box<Parts>)>,
     /// `A` and `B` of the low-rank product.

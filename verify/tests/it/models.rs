@@ -5,8 +5,8 @@ use std::path::Path;
 
 use neuroconv_fixtures::golden_dirs;
 use neuroconv_format::{
-    Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout, PackedTensor,
-    SharedBytes, Tensor,
+    ActivationBits, Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout,
+    PackedTensor, SharedBytes, Tensor,
 };
 use neuroconv_quant::{QuantizeSpec, quantize, residual};
 use neuroconv_recipes::{ModelSpec, RoleKind, TensorId, Threshold};
@@ -121,6 +121,28 @@ impl Model {
         packed.bytes = bytes.into();
     }
 
+    /// The same with a shift of each group of packed matrices inside blocks.
+    pub(crate) fn shifted(mut self) -> Self {
+        for (id, tensor) in &mut self.tensors {
+            if let Tensor::Packed(packed) = tensor
+                && id.role.kind() == RoleKind::Linear
+            {
+                *packed = with_shifts(packed);
+            }
+        }
+        self
+    }
+
+    /// The same with activations of packed matrices in sixteen bits.
+    pub(crate) fn in_sixteen_bits(mut self) -> Self {
+        for tensor in self.tensors.values_mut() {
+            if let Tensor::Packed(packed) = tensor {
+                packed.activations = ActivationBits::Sixteen;
+            }
+        }
+        self
+    }
+
     /// Changes what a packed tensor has beside its codes.
     pub(crate) fn change_parts(&mut self, id: TensorId, change: impl FnOnce(&mut Corrections)) {
         let Some(Tensor::Packed(packed)) = self.tensors.get_mut(&id) else {
@@ -160,6 +182,20 @@ impl Model {
     }
 }
 
+/// The same codes and scales, and shifts from -1/32 to 1/32.
+fn with_shifts(packed: &PackedTensor) -> PackedTensor {
+    let old = packed.layout;
+    let (rows, cols, group) = (old.rows(), old.cols(), old.group());
+    let layout = PackedLayout::new(old.codec(), rows, cols, group, true).unwrap();
+    let mut bytes = packed.bytes[..old.scales().end].to_vec();
+    for i in 0..layout.shifts().len() / 2 {
+        let shift = ((i * 37 % 65) as f32 - 32.0) / 1024.0;
+        bytes.extend(half::f16::from_f32(shift).to_le_bytes());
+    }
+    bytes.resize(layout.size_bytes(), 0);
+    PackedTensor::new(layout, bytes)
+}
+
 fn fitted(w: &[f32], [rows, cols]: [usize; 2], codec: Codec) -> PackedTensor {
     let how = QuantizeSpec {
         codec,
@@ -186,14 +222,10 @@ fn parts(w: &[f32], [rows, cols]: [usize; 2], in_codes: bool) -> Corrections {
     let apart = rest.chunks(cols);
     let apart = apart.flat_map(|row| indexes.iter().map(|&i| row[i as usize]));
     let apart: Vec<f32> = apart.collect();
-    let values = if in_codes {
-        Tensor::Packed(fitted(&apart, [rows, 3], Codec::Int8))
+    parts.columns = Some(if in_codes {
+        Columns::packed(indexes, fitted(&apart, [rows, 3], Codec::Int8))
     } else {
-        Tensor::Dense(half([rows, 3], &apart))
-    };
-    parts.columns = Some(Columns {
-        indexes,
-        values: Box::new(values),
+        Columns::dense(indexes, half([rows, 3], &apart))
     });
     parts
 }

@@ -31,7 +31,12 @@ fn sound_models_pass() {
         let found = parity(&model, &model);
         assert!(found.pass, "{name}: {found:?}");
         for codec in Codec::ALL {
-            for packed in [model.packed(codec), model.corrected(codec)] {
+            for packed in [
+                model.packed(codec),
+                model.corrected(codec),
+                model.corrected(codec).in_sixteen_bits(),
+                model.packed(codec).shifted(),
+            ] {
                 let found = parity(&packed, &packed);
                 assert!(found.pass, "{name} {codec}: {found:?}");
             }
@@ -167,6 +172,29 @@ fn every_part_of_a_corrected_matrix_matters() {
                 assert_eq!(found.first_bad.as_deref(), Some("layer 1"), "{what}");
             }
         }
+    }
+}
+
+/// A shift that a runtime loses, and activations that it rounds too far.
+#[test]
+fn shifts_and_the_bits_of_activations_matter() {
+    for codec in Codec::ALL {
+        let meant = Model::golden("llama").packed(codec).shifted();
+        let mut damaged = meant.clone();
+        damaged.change_packed(TensorId::layer(1, Role::Up), |layout, bytes| {
+            bytes[layout.shifts()].fill(0);
+        });
+        for found in [parity(&meant, &damaged), parity(&damaged, &meant)] {
+            assert!(!found.pass, "{codec}: lost shifts were not noticed");
+            assert_eq!(found.first_bad.as_deref(), Some("layer 1"), "{codec}");
+        }
+        // Eight bits for sixteen are within the limits, and measured all the same.
+        let coarse = Model::golden("llama").packed(codec);
+        let fine = coarse.clone().in_sixteen_bits();
+        let layers = |found: &Parity| -> f64 { found.steps.iter().map(|s| s.rel_l2).sum() };
+        let (same, other) = (parity(&fine, &fine), parity(&fine, &coarse));
+        assert!(layers(&other) > 20.0 * layers(&same), "{codec}");
+        assert!(same.rel_l2 < other.rel_l2 / 20.0, "{codec}");
     }
 }
 

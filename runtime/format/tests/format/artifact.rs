@@ -3,7 +3,8 @@
 use neuroconv_format::codec::LayoutError;
 use neuroconv_format::manifest::TensorCodec;
 use neuroconv_format::{
-    Artifact, ArtifactError, DType, ElementType, Error, Tensor, TensorFault, Validate,
+    ActivationBits, Artifact, ArtifactError, DType, ElementType, Error, Tensor, TensorFault,
+    Validate,
 };
 
 use crate::build::Dir;
@@ -266,6 +267,16 @@ fn group_cases() -> Vec<Case> {
             },
             |sample| {
                 sample.record(NORM).group = Some(32);
+            },
+        ),
+        structure(
+            "dense activations",
+            NORM,
+            TensorFault::DenseGroup {
+                codec: TensorCodec::F32,
+            },
+            |sample| {
+                sample.record(NORM).activation_bits = Some(ActivationBits::Eight);
             },
         ),
         structure(

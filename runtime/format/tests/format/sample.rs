@@ -6,7 +6,7 @@ use neuroconv_format::manifest::{
 };
 use neuroconv_format::{
     Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout, PackedTensor, PartKind,
-    PlannedTensor, SafetensorsLayout, Tensor,
+    PlannedTensor, SafetensorsLayout,
 };
 
 use crate::build::Dir;
@@ -67,13 +67,13 @@ fn corrected() -> Stored {
     let mut stored = packed(Codec::Int4, rows, cols, true);
     let indexes = vec![0, 9, 31];
     zero_columns(&mut stored, &indexes);
-    let values = Box::new(Tensor::Dense(halves([rows, 3])));
+    let columns = Columns::dense(indexes, halves([rows, 3]));
     stored.corrections = Corrections {
         low_rank: Some(LowRank {
             a: halves([2, cols]),
             b: halves([rows, 2]),
         }),
-        columns: Some(Columns { indexes, values }),
+        columns: Some(columns),
     };
     stored
 }
@@ -86,10 +86,7 @@ fn packed_columns() -> Stored {
     zero_columns(&mut stored, &indexes);
     let values = packed(Codec::Int8, rows, 2, false);
     let values = PackedTensor::new(values.layout.unwrap(), values.bytes);
-    stored.corrections.columns = Some(Columns {
-        indexes,
-        values: Box::new(Tensor::Packed(values)),
-    });
+    stored.corrections.columns = Some(Columns::packed(indexes, values));
     stored
 }
 
@@ -224,6 +221,7 @@ fn record(name: &str, stored: &Stored, offset: u64) -> TensorRecord {
         shape: stored.shape.clone(),
         group: stored.layout.map(|layout| layout.group()),
         shift: stored.layout.is_some_and(|layout| layout.shift()),
+        activation_bits: None,
         file: WEIGHTS.to_owned(),
         offset,
         size: stored.bytes.len() as u64,

@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
-use crate::activations::Activations;
+use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
 
@@ -24,39 +24,60 @@ pub(crate) fn panel(
     // SAFETY: an `Isa` of this kind exists only where AVX2 and F16C were detected, and the bounds
     // were just checked.
     unsafe {
-        match kind {
-            Codes::Ternary => rows::<TERNARY>(panel, a, t0, y),
-            Codes::Int4 => rows::<INT4>(panel, a, t0, y),
-            Codes::Int8 => rows::<INT8>(panel, a, t0, y),
+        match (kind, a.bits()) {
+            (Codes::Ternary, ActivationBits::Eight) => rows::<TERNARY, 1>(panel, a, t0, y),
+            (Codes::Int4, ActivationBits::Eight) => rows::<INT4, 1>(panel, a, t0, y),
+            (Codes::Int8, ActivationBits::Eight) => rows::<INT8, 1>(panel, a, t0, y),
+            (Codes::Ternary, ActivationBits::Sixteen) => rows::<TERNARY, 2>(panel, a, t0, y),
+            (Codes::Int4, ActivationBits::Sixteen) => rows::<INT4, 2>(panel, a, t0, y),
+            (Codes::Int8, ActivationBits::Sixteen) => rows::<INT8, 2>(panel, a, t0, y),
         }
     }
 }
 
-/// Safety: as [`check_bounds`] says, for `y.len()` rows.
+/// Safety: as [`check_bounds`] says, for `y.len()` rows; the activations have `P` planes.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn rows<const BITS: usize>(
+unsafe fn rows<const BITS: usize, const P: usize>(
     p: &Panel<'_>,
     a: &Activations,
     mut t: usize,
     y: &mut [[f32; PANEL_ROWS]],
 ) {
-    let (fours, y) = y.as_chunks_mut::<4>();
+    // Two planes take the registers of twice the rows.
+    let (fours, y) = y.split_at_mut(if P == 1 { y.len() / 4 * 4 } else { 0 });
+    let (fours, _) = fours.as_chunks_mut::<4>();
     let (twos, ones) = y.as_chunks_mut::<2>();
     // SAFETY: the tiles together are the rows of `y`.
     unsafe {
         for tile in fours {
-            tile_of::<BITS, 4, 1>(p, a, t, 0, tile);
-            tile_of::<BITS, 4, 1>(p, a, t, 1, tile);
+            tile_of::<BITS, 4, 1, P>(p, a, t, 0, tile);
+            tile_of::<BITS, 4, 1, P>(p, a, t, 1, tile);
             t += 4;
         }
         for tile in twos {
-            tile_of::<BITS, 2, 2>(p, a, t, 0, tile);
+            if P == 1 {
+                tile_of::<BITS, 2, 2, P>(p, a, t, 0, tile);
+            } else {
+                tile_of::<BITS, 2, 1, P>(p, a, t, 0, tile);
+                tile_of::<BITS, 2, 1, P>(p, a, t, 1, tile);
+            }
             t += 2;
         }
         for y in ones {
-            tile_of::<BITS, 1, 2>(p, a, t, 0, std::array::from_mut(y));
+            tile_of::<BITS, 1, 2, P>(p, a, t, 0, std::array::from_mut(y));
         }
     }
+}
+
+/// The sums of the planes in one, as [`crate::activations::joined`].
+#[target_feature(enable = "avx2")]
+pub(super) fn join<const P: usize>(planes: [__m256i; P]) -> __m256i {
+    let mut sum = planes[0];
+    for &low in &planes[1..] {
+        let high = _mm256_sub_epi32(_mm256_slli_epi32::<8>(sum), sum);
+        sum = _mm256_add_epi32(high, low);
+    }
+    sum
 }
 
 /// What is subtracted from the codes as they are multiplied.
@@ -81,9 +102,10 @@ const fn words_per_widening<const BITS: usize>() -> usize {
 /// `T` rows of activations with `H` halves of the panel, from `half` on: both in one pass where
 /// there are registers enough.
 ///
-/// Safety: as [`check_bounds`] says, for `T` rows; `half + H` is at most 2.
+/// Safety: as [`check_bounds`] says, for `T` rows; `half + H` is at most 2; the activations have `P`
+/// planes.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize>(
+unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize, const P: usize>(
     p: &Panel<'_>,
     a: &Activations,
     t0: usize,
@@ -92,14 +114,18 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize>(
 ) {
     let (words_per_unit, words_per_group) = (8 / BITS, p.group / 4);
     let run = words_per_widening::<BITS>().min(words_per_group);
-    let words: [*const i32; T] = std::array::from_fn(|t| a.words(t0 + t).as_ptr());
+    let words: [[*const i32; P]; T] =
+        std::array::from_fn(|t| std::array::from_fn(|plane| a.words(t0 + t, plane).as_ptr()));
     let codes = p.codes.as_ptr().wrapping_add(half * UNIT_BYTES / 2);
     let mut y = [[_mm256_setzero_ps(); H]; T];
     for g in 0..a.groups() {
-        let mut acc: [[__m256i; H]; T] =
-            std::array::from_fn(|t| [_mm256_set1_epi32(-offset::<BITS>() * a.sums(t0 + t)[g]); H]);
+        let start = |t: usize, plane: usize| {
+            _mm256_set1_epi32(-offset::<BITS>() * a.sums(t0 + t, plane)[g])
+        };
+        let mut acc: [[[__m256i; P]; H]; T] =
+            std::array::from_fn(|t| [std::array::from_fn(|plane| start(t, plane)); H]);
         for first in (g * words_per_group..(g + 1) * words_per_group).step_by(run) {
-            let mut pairs = [[_mm256_setzero_si256(); H]; T];
+            let mut pairs = [[[_mm256_setzero_si256(); P]; H]; T];
             for u in first / words_per_unit..(first + run) / words_per_unit {
                 // SAFETY: unit `u` lies in group `g` of the codes, its words in that of each row.
                 unsafe {
@@ -113,10 +139,14 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize>(
                     }
                     for c in 0..words_per_unit {
                         for t in 0..T {
-                            let word = _mm256_set1_epi32(*words[t].add(u * words_per_unit + c));
-                            for h in 0..H {
-                                let products = products::<BITS>(unit[h], word);
-                                pairs[t][h] = _mm256_add_epi16(pairs[t][h], products);
+                            for plane in 0..P {
+                                let word = *words[t][plane].add(u * words_per_unit + c);
+                                let word = _mm256_set1_epi32(word);
+                                for h in 0..H {
+                                    let (sum, products) =
+                                        (&mut pairs[t][h][plane], products::<BITS>(unit[h], word));
+                                    *sum = _mm256_add_epi16(*sum, products);
+                                }
                             }
                         }
                         unit = unit.map(|u| _mm256_srl_epi16(u, _mm_cvtsi32_si128(BITS as i32)));
@@ -125,16 +155,19 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize>(
             }
             for t in 0..T {
                 for h in 0..H {
-                    let wide = _mm256_madd_epi16(pairs[t][h], _mm256_set1_epi16(1));
-                    acc[t][h] = _mm256_add_epi32(acc[t][h], wide);
+                    for plane in 0..P {
+                        let wide = _mm256_madd_epi16(pairs[t][h][plane], _mm256_set1_epi16(1));
+                        acc[t][h][plane] = _mm256_add_epi32(acc[t][h][plane], wide);
+                    }
                 }
             }
         }
         for t in 0..T {
-            let (ascale, asum) = (a.scales(t0 + t)[g], a.sums(t0 + t)[g]);
+            let (ascale, asum) = (a.scales(t0 + t)[g], a.sum(t0 + t, g));
             for h in 0..H {
+                let acc = join(acc[t][h]);
                 // SAFETY: group `g` and the half exist.
-                y[t][h] = unsafe { add_group(y[t][h], acc[t][h], p, g, half + h, ascale, asum) };
+                y[t][h] = unsafe { add_group(y[t][h], acc, p, g, half + h, ascale, asum) };
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
-use crate::activations::Activations;
+use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
 
@@ -22,41 +22,46 @@ pub(crate) fn panel(
     // SAFETY: an `Isa` of this kind exists only where AVX-512 F, BW and VNNI were detected, and the
     // bounds were just checked.
     unsafe {
-        match kind {
-            Codes::Ternary => rows::<TERNARY>(panel, a, t0, y),
-            Codes::Int4 => rows::<INT4>(panel, a, t0, y),
-            Codes::Int8 => rows::<INT8>(panel, a, t0, y),
+        match (kind, a.bits()) {
+            (Codes::Ternary, ActivationBits::Eight) => rows::<TERNARY, 1>(panel, a, t0, y),
+            (Codes::Int4, ActivationBits::Eight) => rows::<INT4, 1>(panel, a, t0, y),
+            (Codes::Int8, ActivationBits::Eight) => rows::<INT8, 1>(panel, a, t0, y),
+            (Codes::Ternary, ActivationBits::Sixteen) => rows::<TERNARY, 2>(panel, a, t0, y),
+            (Codes::Int4, ActivationBits::Sixteen) => rows::<INT4, 2>(panel, a, t0, y),
+            (Codes::Int8, ActivationBits::Sixteen) => rows::<INT8, 2>(panel, a, t0, y),
         }
     }
 }
 
-/// Safety: as [`check_bounds`] says, for `y.len()` rows.
+/// Safety: as [`check_bounds`] says, for `y.len()` rows; the activations have `P` planes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn rows<const BITS: usize>(
+unsafe fn rows<const BITS: usize, const P: usize>(
     p: &Panel<'_>,
     a: &Activations,
     mut t: usize,
     y: &mut [[f32; PANEL_ROWS]],
 ) {
-    let (eights, y) = y.as_chunks_mut::<8>();
+    // Two planes take the registers of twice the rows.
+    let (eights, y) = y.split_at_mut(if P == 1 { y.len() / 8 * 8 } else { 0 });
+    let (eights, _) = eights.as_chunks_mut::<8>();
     let (fours, y) = y.as_chunks_mut::<4>();
     let (twos, ones) = y.as_chunks_mut::<2>();
     // SAFETY: the tiles together are the rows of `y`.
     unsafe {
         for tile in eights {
-            tile_of::<BITS, 8>(p, a, t, tile);
+            tile_of::<BITS, 8, P>(p, a, t, tile);
             t += 8;
         }
         for tile in fours {
-            tile_of::<BITS, 4>(p, a, t, tile);
+            tile_of::<BITS, 4, P>(p, a, t, tile);
             t += 4;
         }
         for tile in twos {
-            tile_of::<BITS, 2>(p, a, t, tile);
+            tile_of::<BITS, 2, P>(p, a, t, tile);
             t += 2;
         }
         for y in ones {
-            one_row::<BITS>(p, a, t, y);
+            one_row::<BITS, P>(p, a, t, y);
         }
     }
 }
@@ -121,11 +126,22 @@ unsafe fn add_group(
     }
 }
 
-/// `T` rows share each unit of codes; one chain of sums per row.
+/// The sums of the planes in one, as [`crate::activations::joined`].
+#[target_feature(enable = "avx512f")]
+fn join<const P: usize>(planes: [__m512i; P]) -> __m512i {
+    let mut sum = planes[0];
+    for &low in &planes[1..] {
+        let high = _mm512_sub_epi32(_mm512_slli_epi32::<8>(sum), sum);
+        sum = _mm512_add_epi32(high, low);
+    }
+    sum
+}
+
+/// `T` rows share each unit of codes; one chain of sums per row and plane.
 ///
-/// Safety: as [`check_bounds`] says, for `T` rows.
+/// Safety: as [`check_bounds`] says, for `T` rows; the activations have `P` planes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn tile_of<const BITS: usize, const T: usize>(
+unsafe fn tile_of<const BITS: usize, const T: usize, const P: usize>(
     p: &Panel<'_>,
     a: &Activations,
     t0: usize,
@@ -133,11 +149,15 @@ unsafe fn tile_of<const BITS: usize, const T: usize>(
 ) {
     let (words_per_unit, units) = (8 / BITS, p.group * BITS / 32);
     let mask = _mm512_set1_epi8(if BITS == TERNARY { 3 } else { 15 });
-    let words: [*const i32; T] = std::array::from_fn(|t| a.words(t0 + t).as_ptr());
+    let words: [[*const i32; P]; T] =
+        std::array::from_fn(|t| std::array::from_fn(|plane| a.words(t0 + t, plane).as_ptr()));
     let mut y = [_mm512_setzero_ps(); T];
     for g in 0..a.groups() {
-        let mut acc: [__m512i; T] =
-            std::array::from_fn(|t| _mm512_set1_epi32(-offset::<BITS>() * a.sums(t0 + t)[g]));
+        let start = |t: usize, plane: usize| {
+            _mm512_set1_epi32(-offset::<BITS>() * a.sums(t0 + t, plane)[g])
+        };
+        let mut acc: [[__m512i; P]; T] =
+            std::array::from_fn(|t| std::array::from_fn(|plane| start(t, plane)));
         for u in g * units..(g + 1) * units {
             // SAFETY: unit `u` lies in group `g` of the codes, its words in that of each row.
             unsafe {
@@ -149,8 +169,11 @@ unsafe fn tile_of<const BITS: usize, const T: usize>(
                         _mm512_and_si512(unit, mask)
                     };
                     for t in 0..T {
-                        let word = *words[t].add(u * words_per_unit + c);
-                        acc[t] = _mm512_dpbusd_epi32(acc[t], code, _mm512_set1_epi32(word));
+                        for plane in 0..P {
+                            let word = *words[t][plane].add(u * words_per_unit + c);
+                            let sum = &mut acc[t][plane];
+                            *sum = _mm512_dpbusd_epi32(*sum, code, _mm512_set1_epi32(word));
+                        }
                     }
                     if c + 1 < words_per_unit {
                         unit = _mm512_srl_epi16(unit, _mm_cvtsi32_si128(BITS as i32));
@@ -162,15 +185,8 @@ unsafe fn tile_of<const BITS: usize, const T: usize>(
         unsafe {
             let scale = load_halves(p.scales, g);
             for t in 0..T {
-                y[t] = add_group(
-                    y[t],
-                    acc[t],
-                    p,
-                    g,
-                    scale,
-                    a.scales(t0 + t)[g],
-                    a.sums(t0 + t)[g],
-                );
+                let (acc, ascale, asum) = (join(acc[t]), a.scales(t0 + t)[g], a.sum(t0 + t, g));
+                y[t] = add_group(y[t], acc, p, g, scale, ascale, asum);
             }
         }
     }
@@ -183,9 +199,9 @@ unsafe fn tile_of<const BITS: usize, const T: usize>(
 /// One row: codes are used where they lie in their byte, each place with a sum of its own that is
 /// shifted down once per group. No code at its place exceeds a byte.
 ///
-/// Safety: as [`check_bounds`] says, for one row.
+/// Safety: as [`check_bounds`] says, for one row; the activations have `P` planes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn one_row<const BITS: usize>(
+unsafe fn one_row<const BITS: usize, const P: usize>(
     p: &Panel<'_>,
     a: &Activations,
     t: usize,
@@ -193,17 +209,20 @@ unsafe fn one_row<const BITS: usize>(
 ) {
     let words_per_unit = 8 / BITS;
     let low = if BITS == TERNARY { 3 } else { 15_u8 };
-    let (mut codes, mut words) = (p.codes.as_ptr(), a.words(t).as_ptr());
-    let (scales, sums) = (a.scales(t), a.sums(t));
+    let mut codes = p.codes.as_ptr();
+    let mut words: [*const i32; P] = std::array::from_fn(|plane| a.words(t, plane).as_ptr());
+    let scales = a.scales(t);
     let mut y = _mm512_setzero_ps();
     for g in 0..a.groups() {
-        let mut acc = [_mm512_setzero_si512(); 4];
-        acc[0] = _mm512_set1_epi32(-offset::<BITS>() * sums[g]);
+        let mut acc = [[_mm512_setzero_si512(); 4]; P];
+        for plane in 0..P {
+            acc[plane][0] = _mm512_set1_epi32(-offset::<BITS>() * a.sums(t, plane)[g]);
+        }
         for _ in 0..p.group / 16 {
             // SAFETY: a group has a multiple of 16 columns, so codes and words last until its end.
             unsafe {
                 let mut unit = _mm512_setzero_si512();
-                for (i, acc) in acc.iter_mut().enumerate() {
+                for i in 0..4 {
                     let place = i % words_per_unit;
                     if place == 0 {
                         unit = load_unit::<BITS>(codes);
@@ -216,20 +235,26 @@ unsafe fn one_row<const BITS: usize>(
                     } else {
                         _mm512_and_si512(unit, mask)
                     };
-                    *acc = _mm512_dpbusd_epi32(*acc, code, _mm512_set1_epi32(*words.add(i)));
+                    for plane in 0..P {
+                        let (sum, word) = (&mut acc[plane][i], *words[plane].add(i));
+                        *sum = _mm512_dpbusd_epi32(*sum, code, _mm512_set1_epi32(word));
+                    }
                 }
-                words = words.add(4);
+                words = words.map(|words| words.add(4));
             }
         }
-        let place = |i: usize| {
-            let shift = _mm_cvtsi32_si128((BITS * (i % words_per_unit)) as i32);
-            _mm512_sra_epi32(acc[i], shift)
-        };
-        let low = _mm512_add_epi32(place(0), place(1));
-        let sum = _mm512_add_epi32(low, _mm512_add_epi32(place(2), place(3)));
+        let sum = join(acc.map(|acc| {
+            let place = |i: usize| {
+                let shift = _mm_cvtsi32_si128((BITS * (i % words_per_unit)) as i32);
+                _mm512_sra_epi32(acc[i], shift)
+            };
+            let low = _mm512_add_epi32(place(0), place(1));
+            _mm512_add_epi32(low, _mm512_add_epi32(place(2), place(3)))
+        }));
         // SAFETY: group `g` exists.
         unsafe {
-            y = add_group(y, sum, p, g, load_halves(p.scales, g), scales[g], sums[g]);
+            let scale = load_halves(p.scales, g);
+            y = add_group(y, sum, p, g, scale, scales[g], a.sum(t, g));
         }
     }
     // SAFETY: 16 floats, unaligned.

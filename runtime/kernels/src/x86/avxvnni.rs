@@ -6,9 +6,9 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::add_group;
+use super::avx2::{add_group, join};
 use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
-use crate::activations::Activations;
+use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::Panel;
 
@@ -27,36 +27,41 @@ pub(crate) fn panel(
     // SAFETY: an `Isa` of this kind exists only where AVX2, F16C and AVX-VNNI were detected, and the
     // bounds were just checked.
     unsafe {
-        match kind {
-            Codes::Ternary => rows::<TERNARY>(panel, a, t0, y),
-            Codes::Int4 => rows::<INT4>(panel, a, t0, y),
-            Codes::Int8 => rows::<INT8>(panel, a, t0, y),
+        match (kind, a.bits()) {
+            (Codes::Ternary, ActivationBits::Eight) => rows::<TERNARY, 1>(panel, a, t0, y),
+            (Codes::Int4, ActivationBits::Eight) => rows::<INT4, 1>(panel, a, t0, y),
+            (Codes::Int8, ActivationBits::Eight) => rows::<INT8, 1>(panel, a, t0, y),
+            (Codes::Ternary, ActivationBits::Sixteen) => rows::<TERNARY, 2>(panel, a, t0, y),
+            (Codes::Int4, ActivationBits::Sixteen) => rows::<INT4, 2>(panel, a, t0, y),
+            (Codes::Int8, ActivationBits::Sixteen) => rows::<INT8, 2>(panel, a, t0, y),
         }
     }
 }
 
-/// Safety: as [`check_bounds`] says, for `y.len()` rows.
+/// Safety: as [`check_bounds`] says, for `y.len()` rows; the activations have `P` planes.
 #[target_feature(enable = "avx2,f16c,avxvnni")]
-unsafe fn rows<const BITS: usize>(
+unsafe fn rows<const BITS: usize, const P: usize>(
     p: &Panel<'_>,
     a: &Activations,
     mut t: usize,
     y: &mut [[f32; PANEL_ROWS]],
 ) {
-    let (fours, y) = y.as_chunks_mut::<4>();
+    // Two planes take the registers of twice the rows.
+    let (fours, y) = y.split_at_mut(if P == 1 { y.len() / 4 * 4 } else { 0 });
+    let (fours, _) = fours.as_chunks_mut::<4>();
     let (twos, ones) = y.as_chunks_mut::<2>();
     // SAFETY: the tiles together are the rows of `y`.
     unsafe {
         for tile in fours {
-            tile_of::<BITS, 4>(p, a, t, tile);
+            tile_of::<BITS, 4, P>(p, a, t, tile);
             t += 4;
         }
         for tile in twos {
-            tile_of::<BITS, 2>(p, a, t, tile);
+            tile_of::<BITS, 2, P>(p, a, t, tile);
             t += 2;
         }
         for y in ones {
-            tile_of::<BITS, 1>(p, a, t, std::array::from_mut(y));
+            tile_of::<BITS, 1, P>(p, a, t, std::array::from_mut(y));
         }
     }
 }
@@ -75,22 +80,26 @@ const CHAINS: usize = 2;
 
 /// `T` rows of activations with the whole panel.
 ///
-/// Safety: as [`check_bounds`] says, for `T` rows.
+/// Safety: as [`check_bounds`] says, for `T` rows; the activations have `P` planes.
 #[target_feature(enable = "avx2,f16c,avxvnni")]
-unsafe fn tile_of<const BITS: usize, const T: usize>(
+unsafe fn tile_of<const BITS: usize, const T: usize, const P: usize>(
     p: &Panel<'_>,
     a: &Activations,
     t0: usize,
     out: &mut [[f32; PANEL_ROWS]; T],
 ) {
     let (words_per_unit, words_per_group) = (8 / BITS, p.group / 4);
-    let words: [*const i32; T] = std::array::from_fn(|t| a.words(t0 + t).as_ptr());
+    let words: [[*const i32; P]; T] =
+        std::array::from_fn(|t| std::array::from_fn(|plane| a.words(t0 + t, plane).as_ptr()));
     let chains = if T == 1 { CHAINS } else { 1 };
     let mut y = [[_mm256_setzero_ps(); 2]; T];
     for g in 0..a.groups() {
-        let start = |t: usize| _mm256_set1_epi32(-offset::<BITS>() * a.sums(t0 + t)[g]);
-        let mut acc: [[Halves; CHAINS]; T] =
-            std::array::from_fn(|t| [[start(t); 2], [_mm256_setzero_si256(); 2]]);
+        let start = |t: usize, plane: usize| {
+            _mm256_set1_epi32(-offset::<BITS>() * a.sums(t0 + t, plane)[g])
+        };
+        let mut acc: [[[Halves; CHAINS]; P]; T] = std::array::from_fn(|t| {
+            std::array::from_fn(|plane| [[start(t, plane); 2], [_mm256_setzero_si256(); 2]])
+        });
         for first in (g * words_per_group..(g + 1) * words_per_group).step_by(4) {
             let mut unit = [_mm256_setzero_si256(); 2];
             // Unrolled, so that unit and chain are known for each of the four words.
@@ -110,19 +119,21 @@ unsafe fn tile_of<const BITS: usize, const T: usize>(
                     }
                     let code = unit.map(|half| low_code::<BITS>(half));
                     for t in 0..T {
-                        let word = _mm256_set1_epi32(*words[t].add(first + i));
-                        for h in 0..2 {
-                            let sum = &mut acc[t][i % chains][h];
-                            *sum = _mm256_dpbusd_avx_epi32(*sum, code[h], word);
+                        for plane in 0..P {
+                            let word = _mm256_set1_epi32(*words[t][plane].add(first + i));
+                            for h in 0..2 {
+                                let sum = &mut acc[t][plane][i % chains][h];
+                                *sum = _mm256_dpbusd_avx_epi32(*sum, code[h], word);
+                            }
                         }
                     }
                 }
             }
         }
         for t in 0..T {
-            let (ascale, asum) = (a.scales(t0 + t)[g], a.sums(t0 + t)[g]);
+            let (ascale, asum) = (a.scales(t0 + t)[g], a.sum(t0 + t, g));
             for h in 0..2 {
-                let sum = _mm256_add_epi32(acc[t][0][h], acc[t][1][h]);
+                let sum = join(acc[t].map(|sums| _mm256_add_epi32(sums[0][h], sums[1][h])));
                 // SAFETY: group `g` and the half exist.
                 y[t][h] = unsafe { add_group(y[t][h], sum, p, g, h, ascale, asum) };
             }
