@@ -23,6 +23,7 @@ pub mod reference;
 pub mod render;
 pub mod report;
 pub mod run;
+mod schedule;
 pub mod score;
 pub mod scorer;
 pub mod stats;

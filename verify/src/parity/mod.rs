@@ -6,16 +6,20 @@
 //! that only the order of sums may differ and the first wrong step has a name. *End to end*, the
 //! reference keeps activations in full, so packed models differ by that rounding as well.
 
+mod step;
+mod walk;
+
 use neuroconv_runtime::{Progress, WeightSource};
 use serde::{Deserialize, Serialize};
+use step::{StepSums, larger, merge, ratio};
+use walk::Walk;
 
 use crate::Error;
-use crate::compare::{check_tokens, row_blocks};
+use crate::compare::check_tokens;
 use crate::protocol::Window;
-use crate::reference::Activations;
 use crate::report::finite;
 use crate::scorer::{ReferenceScorer, Scorer};
-use crate::tally::{Tally, WindowScores};
+use crate::tally::Tally;
 
 /// Largest differences that rounding explains.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -197,209 +201,10 @@ impl Parity {
     }
 }
 
-/// The larger of two, NaN above all; `max` would drop it.
-fn larger(a: f64, b: f64) -> f64 {
-    if b > a || b.is_nan() { b } else { a }
-}
-
-fn ratio(difference: f64, reference: f64) -> f64 {
-    if difference == 0.0 {
-        0.0
-    } else {
-        (difference / reference).sqrt()
-    }
-}
-
-/// Sums of squares of one step, by channel.
-struct StepSums {
-    name: String,
-    difference: Vec<f64>,
-    change: Vec<f64>,
-    /// The largest upper quartile of a channel, where quartiles were taken.
-    quartile: Option<f64>,
-    rows: f64,
-}
-
-impl StepSums {
-    fn new(name: String, width: usize) -> Self {
-        StepSums {
-            name,
-            difference: vec![0.0; width],
-            change: vec![0.0; width],
-            quartile: None,
-            rows: 0.0,
-        }
-    }
-
-    /// Takes the upper quartile over tokens of the difference in each channel.
-    fn quartiles(&mut self, meant: &[Vec<f32>], found: &[Vec<f32>]) {
-        let width = self.difference.len();
-        let off = |channel: usize| {
-            let pairs = meant.iter().zip(found).flat_map(|(m, f)| {
-                let places = (channel..m.len()).step_by(width);
-                places.map(move |i| (f64::from(m[i]) - f64::from(f[i])).abs())
-            });
-            let mut off: Vec<f64> = pairs.collect();
-            let place = off.len() * 3 / 4;
-            if off.is_empty() {
-                return 0.0;
-            }
-            // NaN comes after everything, so that much of it shows.
-            *off.select_nth_unstable_by(place, f64::total_cmp).1
-        };
-        let worst = (0..width).map(off).fold(0.0, larger);
-        self.quartile = Some(larger(self.quartile.unwrap_or(0.0), worst));
-    }
-
-    /// Takes in one step from `before` to `meant` by the reference and to `found` by the
-    /// runtime; `before` is empty where the step replaces everything.
-    fn add(&mut self, before: &[f32], meant: &[f32], found: &[f32]) {
-        let width = self.difference.len();
-        for (i, (&meant, &found)) in meant.iter().zip(found).enumerate() {
-            let before = before.get(i).copied().unwrap_or(0.0);
-            let square = |x: f32, y: f32| (f64::from(x) - f64::from(y)).powi(2);
-            self.difference[i % width] += square(meant, found);
-            self.change[i % width] += square(meant, before);
-        }
-        self.rows += (meant.len() / width.max(1)) as f64;
-    }
-
-    fn step(self) -> Step {
-        let change: f64 = self.change.iter().sum();
-        let difference: f64 = self.difference.iter().sum();
-        let worst = self.difference.iter().copied().fold(0.0, larger);
-        let average = change / self.change.len() as f64;
-        let channel = match self.quartile {
-            Some(off) => ratio(off.powi(2), average / self.rows),
-            None => ratio(worst, average),
-        };
-        Step {
-            name: self.name,
-            rel_l2: ratio(difference, change),
-            channel,
-        }
-    }
-}
-
-fn merge(all: &mut Vec<StepSums>, more: Vec<StepSums>) {
-    if all.is_empty() {
-        *all = more;
-        return;
-    }
-    for (own, other) in all.iter_mut().zip(more) {
-        own.rows += other.rows;
-        own.quartile = match (own.quartile, other.quartile) {
-            (Some(a), Some(b)) => Some(larger(a, b)),
-            (a, b) => a.or(b),
-        };
-        for (a, b) in own.difference.iter_mut().zip(other.difference) {
-            *a += b;
-        }
-        for (a, b) in own.change.iter_mut().zip(other.change) {
-            *a += b;
-        }
-    }
-}
-
-/// A batch of windows on its way through both implementations.
-struct Walk<'a> {
-    reference: &'a ReferenceScorer<'a>,
-    runtime: &'a dyn Scorer,
-    windows: &'a [Window],
-    progress: &'a dyn Progress,
-    steps: Vec<StepSums>,
-}
-
-impl<'a> Walk<'a> {
-    fn new(
-        reference: &'a ReferenceScorer<'a>,
-        runtime: &'a dyn Scorer,
-        windows: &'a [Window],
-        progress: &'a dyn Progress,
-    ) -> Self {
-        Walk {
-            reference,
-            runtime,
-            windows,
-            progress,
-            steps: Vec::new(),
-        }
-    }
-
-    fn run(&mut self, tally: &mut Tally) -> Result<(), Error> {
-        let (reference, runtime) = (&self.reference.0, self.runtime);
-        let tokens: Vec<&[u32]> = self.windows.iter().map(|w| w.tokens.as_slice()).collect();
-        let layers = reference.spec().layers.len();
-        self.progress.start("parity", layers as u64, "layers");
-        let mut full = reference.embed(&tokens)?;
-        let mut found = runtime.embed(&tokens)?;
-        self.step("embedding".to_owned(), None, &full, &found);
-        for index in 0..layers {
-            let meant = reference.layer(index, &found, Activations::Rounded)?;
-            full = reference.layer(index, &full, Activations::Full)?;
-            let before = found.clone();
-            found = runtime.layer(index, found)?;
-            self.step(format!("layer {index}"), Some(&before), &meant, &found);
-            self.progress.advance(1);
-        }
-        let meant = reference.finish(&found)?;
-        full = reference.finish(&full)?;
-        found = runtime.finish(found)?;
-        self.step("final norm".to_owned(), None, &meant, &found);
-        self.head(&full, &found, tally)?;
-        self.progress.finish();
-        Ok(())
-    }
-
-    fn step(
-        &mut self,
-        name: String,
-        before: Option<&[Vec<f32>]>,
-        meant: &[Vec<f32>],
-        found: &[Vec<f32>],
-    ) {
-        let mut sums = StepSums::new(name, self.runtime.hidden_size());
-        for (i, (meant, found)) in meant.iter().zip(found).enumerate() {
-            let before = before.map_or(&[][..], |b| &b[i]);
-            sums.add(before, meant, found);
-        }
-        sums.quartiles(meant, found);
-        self.steps.push(sums);
-    }
-
-    /// The head as a step of its own, and the logits of both from beginning to end.
-    fn head(
-        &mut self,
-        full: &[Vec<f32>],
-        found: &[Vec<f32>],
-        tally: &mut Tally,
-    ) -> Result<(), Error> {
-        let (vocab, width) = (self.runtime.vocab(), self.runtime.hidden_size());
-        let mut sums = StepSums::new("head".to_owned(), vocab);
-        for (i, window) in self.windows.iter().enumerate() {
-            let mut scores = WindowScores::default();
-            for rows in row_blocks(window, vocab) {
-                let span = rows.start * width..rows.end * width;
-                let reference = &self.reference.0;
-                let meant = reference.logits(&found[i][span.clone()], Activations::Rounded)?;
-                let full = reference.logits(&full[i][span.clone()], Activations::Full)?;
-                let found = self.runtime.logits(&found[i][span])?;
-                sums.add(&[], &meant, &found);
-                let pairs = full.chunks_exact(vocab).zip(found.chunks_exact(vocab));
-                for (row, (full, found)) in rows.zip(pairs) {
-                    scores.add(full, found, None, window.tokens[row + 1], 0.0);
-                }
-            }
-            tally.add(tally.lines.len(), 0, &scores);
-        }
-        self.steps.push(sums);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tally::WindowScores;
 
     const LIMITS: ParityLimits = ParityLimits {
         max_abs_logit: 0.5,
