@@ -6,3 +6,5 @@ mod arrows;
 mod cli;
 mod gate;
 mod mla;
+mod place;
+mod running;

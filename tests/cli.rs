@@ -1,88 +1,11 @@
-//! The program as people and scripts meet it: outputs, exit codes, and what is left on disk.
+//! Conversions as people and scripts meet them: outputs, exit codes, and what is left on disk.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use neuroconv_fixtures::broken::{self, Broken};
 use serde_json::Value;
 
-/// Enough text for a verdict, little enough for a test.
-const MEASURE: [&str; 4] = ["--ctx", "128", "--max-eval-tokens", "1280"];
-
-/// A folder of its own for one test, and the fixture model.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Place {
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_neuroconv"))
-            .args(args)
-            .current_dir(self.dir.path())
-            .output()
-            .unwrap()
-    }
-
-    /// Runs a conversion of `model` that is measured on the model's own language.
-    fn convert(&self, what: &str, model: &Path, rest: &[&str]) -> Output {
-        let text = neuroconv_fixtures::tiny_text();
-        let mut args = vec![
-            what,
-            model.to_str().unwrap(),
-            "--text",
-            text.to_str().unwrap(),
-        ];
-        args.extend(MEASURE);
-        args.extend(rest);
-        self.run(&args)
-    }
-
-    /// Names of everything in the folder, hidden ones too.
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs_err::read_dir(self.dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-fn model() -> PathBuf {
-    neuroconv_fixtures::tiny_model()
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn assert_code(output: &Output, expected: i32) {
-    assert_eq!(
-        code(output),
-        expected,
-        "{}\n{}",
-        stdout(output),
-        stderr(output)
-    );
-}
+use crate::place::{MEASURE, Place, assert_code, model, stderr, stdout};
 
 #[test]
 fn transcripts() {
@@ -261,70 +184,6 @@ fn an_artifact_is_judged_again_and_a_damaged_one_is_refused() {
 }
 
 #[test]
-fn generation_is_greedy_by_default_and_seeded_otherwise() {
-    let place = Place::new();
-    let model = model();
-    let generate = |rest: &[&str]| {
-        let mut args = vec![
-            "generate",
-            model.to_str().unwrap(),
-            "-p",
-            "Once",
-            "-n",
-            "12",
-            "--json",
-        ];
-        args.extend(rest);
-        let output = place.run(&args);
-        assert_code(&output, 0);
-        let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
-        json["text"].as_str().unwrap().to_owned()
-    };
-    assert_eq!(
-        generate(&[]),
-        generate(&["--seed", "5"]),
-        "greedy ignores the seed"
-    );
-    let warm = |seed| generate(&["--temperature", "1.5", "--seed", seed]);
-    assert_eq!(warm("1"), warm("1"));
-    let distinct: std::collections::BTreeSet<String> = ["1", "2", "3", "4"].map(warm).into();
-    assert!(distinct.len() > 1);
-    assert!(!generate(&["--chat"]).is_empty());
-}
-
-#[test]
-fn eval_follows_its_protocols() {
-    let place = Place::new();
-    let (model, text) = (model(), neuroconv_fixtures::tiny_text());
-    let eval = |rest: &[&str]| {
-        let mut args = vec![
-            "eval",
-            model.to_str().unwrap(),
-            "--text",
-            text.to_str().unwrap(),
-            "--json",
-        ];
-        args.extend(MEASURE);
-        args.extend(rest);
-        let output = place.run(&args);
-        assert_code(&output, 0);
-        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
-    };
-    let runtime = eval(&[]);
-    assert_eq!(runtime["windows"], 10);
-    assert_eq!(runtime["tokens"], 10 * 127);
-    assert_eq!(runtime["protocol"], "windows");
-    let reference = eval(&["--reference"]);
-    let ratio = runtime["ppl"].as_f64().unwrap() / reference["ppl"].as_f64().unwrap();
-    assert!(
-        (ratio - 1.0).abs() < 1e-4,
-        "two independent forwards agree: {ratio}"
-    );
-    let half = eval(&["--protocol", "llamacpp-512"]);
-    assert_eq!(half["tokens"], 10 * 63);
-}
-
-#[test]
 fn every_broken_checkpoint_is_refused_by_name() {
     let golden = neuroconv_fixtures::root().join("golden");
     for kind in Broken::ALL {
@@ -354,75 +213,6 @@ fn every_broken_checkpoint_is_refused_by_name() {
 }
 
 #[test]
-fn caches_of_fewer_bits_change_perplexity_little() {
-    let place = Place::new();
-    let (model, text) = (model(), neuroconv_fixtures::tiny_text());
-    let ppl = |kv: &str| {
-        let mut args = vec!["eval", model.to_str().unwrap(), "--json", "-q", "--kv", kv];
-        args.extend(["--text", text.to_str().unwrap()]);
-        args.extend(MEASURE);
-        let output = place.run(&args);
-        assert_code(&output, 0);
-        let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
-        json["ppl"].as_f64().unwrap()
-    };
-    let exact = ppl("f32");
-    for (kv, bound) in [("f16", 1e-3), ("int8", 1e-2)] {
-        let off = (ppl(kv) / exact - 1.0).abs();
-        assert!(off > 0.0 && off < bound, "{kv}: {off}");
-    }
-}
-
-#[test]
-fn bench_tells_what_it_measured_in_one_object() {
-    let place = Place::new();
-    let model = model();
-    let args = "--json -q --threads 1,2 --prompt 8 --gen 4 --repeat 3".split(' ');
-    let args: Vec<&str> = ["bench", model.to_str().unwrap()]
-        .into_iter()
-        .chain(args)
-        .collect();
-    let output = place.run(&args);
-    assert_code(&output, 0);
-    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    let isas = neuroconv_kernels::Isa::available();
-    assert!(isas.iter().any(|isa| json["isa"] == isa.name()));
-    for (i, threads) in [1, 2].into_iter().enumerate() {
-        let run = &json["runs"][i];
-        let number = |key: &str| run[key].as_f64().unwrap();
-        assert_eq!(run["threads"], threads);
-        let stream = json["stream_gb_s"][threads.to_string()].as_f64().unwrap();
-        assert!(stream > 0.0 && number("prefill_tok_s") > 0.0);
-        let gb_s = number("decode_tok_s") * number("bytes_per_token") / 1e9;
-        assert!((number("gb_s") / gb_s - 1.0).abs() < 1e-9);
-        let (low, high) = (&run["share_range"][0], &run["share_range"][1]);
-        assert!((low.as_f64().unwrap()..=high.as_f64().unwrap()).contains(&number("share")));
-    }
-    assert!(place.names().is_empty());
-}
-
-/// `generate` starts before the weights are checked, and still never succeeds with damaged ones.
-#[test]
-fn damaged_weights_fail_a_generation_that_has_begun() {
-    let place = Place::new();
-    assert_code(&place.convert("int8", &model(), &["-o", "out"]), 0);
-    let args = ["generate", "out", "-p", "the", "-n", "3"];
-    assert_code(&place.run(&args), 0);
-    let weights = place.path("out").join("model.safetensors");
-    let mut bytes = fs_err::read(&weights).unwrap();
-    let last = bytes.len() - 3000;
-    bytes[last] ^= 1;
-    fs_err::write(&weights, bytes).unwrap();
-    let output = place.run(&args);
-    assert_code(&output, 5);
-    assert!(
-        stderr(&output).contains("model.safetensors"),
-        "{}",
-        stderr(&output)
-    );
-}
-
-#[test]
 fn what_cannot_be_meant_is_a_usage_error() {
     let place = Place::new();
     let model = model();
@@ -448,4 +238,35 @@ fn what_cannot_be_meant_is_a_usage_error() {
         assert_code(&place.run(&args), 2);
     }
     assert!(place.names().is_empty());
+}
+
+/// A checkpoint that lies in the hub's cache is named as on the hub, so that the card can point to it.
+#[test]
+fn the_card_names_the_repository_of_a_snapshot() {
+    let place = Place::new();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = place.path("hub/models--org--fable/snapshots").join(commit);
+    fs_err::create_dir_all(&snapshot).unwrap();
+    for entry in fs_err::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        fs_err::copy(entry.path(), snapshot.join(entry.file_name())).unwrap();
+    }
+    let front = |what: &str, source: &Path, rest: &[&str]| {
+        let args = ["-o", "out", "--overwrite", "--allow-quality-loss"];
+        assert_code(&place.convert(what, source, &[&args, rest].concat()), 0);
+        let card = fs_err::read_to_string(place.path("out/README.md")).unwrap();
+        card.split("---\n").nth(1).unwrap().to_owned()
+    };
+    let card = front("int8", &snapshot, &[]);
+    let based =
+        |relation: &str| format!("base_model: org/fable\nbase_model_relation: {relation}\n");
+    assert!(card.contains(&based("quantized")), "{card}");
+    let manifest = fs_err::read(place.path("out/neuroconv/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["source"]["id"], "org/fable");
+    assert_eq!(manifest["source"]["commit"], commit);
+    let card = front("mla", &snapshot, &["--calib", "none"]);
+    assert!(card.contains(&based("finetune")), "{card}");
+    // The name of a folder says nothing to anybody else.
+    assert!(!front("int8", &model(), &[]).contains("base_model"));
 }

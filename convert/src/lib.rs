@@ -29,6 +29,7 @@ mod folder;
 mod job;
 mod journal;
 pub mod mla;
+mod origin;
 mod ours;
 pub mod pass;
 mod pipeline;

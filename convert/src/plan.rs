@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
-use std::path::Path;
 
 use neuroconv_format::codec::{Codec, PackedLayout};
 use neuroconv_format::manifest::DroppedRecord;
@@ -21,8 +20,8 @@ use neuroconv_runtime::Checkpoint;
 use serde::Serialize;
 
 use crate::Error;
-use crate::job::relative;
 use crate::mla::Options;
+use crate::origin::SourceName;
 use crate::pass::changed_layers;
 
 /// The fate of a whole checkpoint.
@@ -78,9 +77,9 @@ impl Plan {
 /// Where the weights of a plan come from.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedSource {
-    /// Name of the folder, or the hub id when the caller sets it. Never a path.
+    /// `org/name` where the folder is a snapshot in the hub's cache, else its name. Never a path.
     pub id: String,
-    /// Commit of the hub repository, when the caller knows it.
+    /// Commit of the hub repository, where the folder tells it.
     pub commit: Option<String>,
     /// Architecture.
     pub arch: String,
@@ -180,10 +179,11 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
     for path in files.side_files()? {
         side_bytes += fs_err::metadata(path)?.len();
     }
+    let name = SourceName::of(files.path());
     Ok(Plan {
         source: PlannedSource {
-            id: folder_name(files.path()),
-            commit: None,
+            id: name.id,
+            commit: name.commit,
             arch: spec.arch.clone(),
             params,
             dtype: dtypes(&tensors),
@@ -430,15 +430,4 @@ fn dtypes(tensors: &[PlannedTensor]) -> String {
     names.sort_unstable();
     names.dedup();
     names.join("+").to_lowercase()
-}
-
-/// The last component of a path, looked up when the path ends in dots.
-fn folder_name(dir: &Path) -> String {
-    let full = if dir.file_name().is_none() {
-        fs_err::canonicalize(dir).ok()
-    } else {
-        None
-    };
-    let dir = full.as_deref().unwrap_or(dir);
-    relative(dir, dir.file_name().map_or(dir, Path::new))
 }

@@ -11,8 +11,13 @@ use crate::protocol::Window;
 const PROMPTS: usize = 4;
 /// Tokens of a prompt.
 const PROMPT_TOKENS: usize = 24;
-/// Tokens that each model writes.
+/// Tokens that each model writes at most.
 const NEW_TOKENS: usize = 64;
+/// Tokens that each model writes at least.
+const LEAST_TOKENS: usize = 16;
+/// Tokens of text for each token that is written: written one at a time, a token costs as much as
+/// about ten that are read.
+const READ_PER_NEW: usize = 64;
 
 /// Both models' continuations of one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,19 +51,22 @@ fn prompts(windows: &[Window]) -> impl Iterator<Item = &[u32]> {
     tokens.map(|tokens| &tokens[..tokens.len().min(PROMPT_TOKENS)])
 }
 
-/// Lets both models continue the same prompts with the likeliest token each time.
+/// Lets both models continue the same prompts with the likeliest token each time, for as long as that
+/// is little beside the `read` tokens of text that both have read.
 pub fn continuations(
     base: &Decoder,
     artifact: &Decoder,
     windows: &[Window],
+    read: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Continuation>, Error> {
+    let new = (read / READ_PER_NEW / PROMPTS).clamp(LEAST_TOKENS, NEW_TOKENS);
     let prompts: Vec<&[u32]> = prompts(windows).collect();
     let positions = base.spec().max_positions.min(artifact.spec().max_positions);
     progress.start("greedy", prompts.len() as u64, "prompts");
     let mut out = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        let room = positions.saturating_sub(prompt.len()).min(NEW_TOKENS);
+        let room = positions.saturating_sub(prompt.len()).min(new);
         if prompt.is_empty() || room == 0 {
             continue;
         }

@@ -17,14 +17,16 @@ use crate::metrics::{Metrics, Row};
 use crate::parity::{Parity, ParityLimits};
 use crate::protocol::{EvalText, Protocol, Window, windows};
 use crate::report::{CorpusRecord, StageRecord};
-use crate::schedule::{cut_all, looks, scattered, spread};
+use crate::schedule::{cut_all, few_of, looks, scattered, spread};
 use crate::scorer::{ReferenceScorer, RuntimeScorer, Scorer};
 use crate::stats::Level;
 use crate::tally::Tally;
 use crate::yardstick::{Rounded, Yardstick};
 
-/// Tokens per window of the long rows.
+/// Tokens per window of the long rows, at most.
 const LONG_CTX: usize = 2048;
+/// Tokens that the original's parity is measured on, where a quarter of a window is less.
+const BASE_PARITY_TOKENS: usize = 128;
 
 /// How an artifact is verified.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +45,8 @@ pub struct VerifyOptions {
     pub yardstick: Option<(Yardstick, f64)>,
     /// Whether quality checks may be waived.
     pub allow_quality_loss: bool,
-    /// Windows that parity is measured on, spread over all; at least one is taken.
+    /// Windows that parity and layers are measured on at most, spread over all. One is always taken,
+    /// more where there are sixteen windows of text for each.
     pub parity_windows: usize,
     /// Number format of the cache while quality is measured. Parity is measured in single precision,
     /// since it is the weights' arithmetic that must agree.
@@ -111,7 +114,7 @@ pub fn verify(
     run.compare(&cut, &mut tally, &mut clock, progress)?;
     let metrics = Metrics::of(&tally, Level::Final)?;
     let judgement = judge(&metrics, &run.evidence(), options.allow_quality_loss)?;
-    let details = run.details(texts, &cut, &mut clock, progress)?;
+    let details = run.details(texts, &cut, &tally, &mut clock, progress)?;
     let planned: u64 = cut.iter().map(|p| p.window.scored.len() as u64).sum();
     let text_rows = texts.iter().enumerate();
     Ok(Verification {
@@ -185,7 +188,8 @@ impl<'a> Run<'a> {
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let runtime = clock.time("load", || RuntimeScorer::new(artifact))?;
-        let sample = spread(cut, options.parity_windows.max(1));
+        let first = looks(cut.len(), options.stop_early)[0];
+        let sample = spread(cut, few_of(first, options.parity_windows));
         let parity = clock.time("parity", || {
             let reference = ReferenceScorer::new(artifact)?;
             let limits = ParityLimits::of(artifact)?;
@@ -197,8 +201,8 @@ impl<'a> Run<'a> {
         let base_reference = ReferenceScorer::new(base)?;
         let base_agrees = clock.time("parity of the original", || {
             let limits = ParityLimits::of(base)?;
-            let few = &sample[..sample.len().min(1)];
-            match Parity::measure(&base_reference, &base_runtime, few, limits, progress) {
+            let few: Vec<Window> = sample.iter().take(1).map(beginning).collect();
+            match Parity::measure(&base_reference, &base_runtime, &few, limits, progress) {
                 Ok(parity) => Ok(parity.pass),
                 // The comparison will say so, and name the window.
                 Err(Error::NothingFinite { .. }) => Ok(false),
@@ -281,19 +285,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What no check rests on.
+    /// What no check rests on, on a part of what was scored.
     fn details(
         &self,
         texts: &[EvalText],
         cut: &[Placed],
+        tally: &Tally,
         clock: &mut Clock,
         progress: &dyn Progress,
     ) -> Result<Details, Error> {
         if !self.options.thorough {
             return Ok(Details::default());
         }
-        let long = clock.time("long windows", || self.long_rows(texts, progress))?;
-        let sample = spread(cut, self.options.parity_windows.max(1));
+        let read = tally.lines.len() * self.options.ctx;
+        let long = clock.time("long windows", || self.long_rows(texts, read, progress))?;
+        let sample = spread(cut, few_of(tally.lines.len(), self.options.parity_windows));
         let layers = clock.time("layers", || {
             let layers = layer_drift(self.original(), &self.runtime, &sample, progress)?;
             // A model that is not finite was refused already; its drift has no numbers.
@@ -307,7 +313,7 @@ impl<'a> Run<'a> {
         let windows: Vec<Window> = cut.iter().map(|p| p.window.clone()).collect();
         let continuations = clock.time("continuations", || {
             let (base, artifact) = (self.base_runtime.decoder(), self.runtime.decoder());
-            continue_both(base, artifact, &windows, progress)
+            continue_both(base, artifact, &windows, read, progress)
         })?;
         Ok(Details {
             long,
@@ -316,9 +322,15 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// One row per text that has a window as long as the model takes, up to 2048 tokens, on at
-    /// most an eighth of the tokens.
-    fn long_rows(&self, texts: &[EvalText], progress: &dyn Progress) -> Result<Vec<Row>, Error> {
+    /// One row per text that has a window as long as the model takes, up to 2048 tokens. Of `read`,
+    /// the tokens that the verdict took, an eighth is read again in long windows, or one window of
+    /// each text while that is no more than half.
+    fn long_rows(
+        &self,
+        texts: &[EvalText],
+        read: usize,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Row>, Error> {
         let (original, artifact) = (self.original(), &self.runtime);
         let ctx = original
             .spec()
@@ -328,10 +340,12 @@ impl<'a> Run<'a> {
         if ctx <= self.options.ctx {
             return Ok(Vec::new());
         }
-        let budget = self.options.max_tokens.unwrap_or(usize::MAX) / 8;
+        let share = (read / 8 / texts.len().max(1)).max(ctx);
+        let mut left = read / 2;
         let mut rows = Vec::new();
         for (text, source) in texts.iter().enumerate() {
-            let cut = windows(source, self.options.protocol, ctx, Some(budget.max(ctx)))?;
+            let cut = windows(source, self.options.protocol, ctx, Some(share.min(left)))?;
+            left -= cut.len() * ctx;
             let place = |(index, window)| Placed {
                 index,
                 text,
@@ -343,6 +357,16 @@ impl<'a> Run<'a> {
             rows.extend(Row::of(&tally, None, &source.name, ctx));
         }
         Ok(rows)
+    }
+}
+
+/// The first quarter of a window, and so much that it says something.
+fn beginning(window: &Window) -> Window {
+    let whole = window.tokens.len();
+    let end = (whole / 4).max(BASE_PARITY_TOKENS).min(whole);
+    Window {
+        tokens: window.tokens[..end].to_vec(),
+        scored: 1..end,
     }
 }
 

@@ -7,6 +7,8 @@ use crate::run::VerifyOptions;
 
 /// Windows before the first look: with fewer, intervals mean little.
 const FIRST_LOOK: usize = 16;
+/// Of so many windows of the text one is looked at more closely.
+const BESIDE: usize = 16;
 /// Looks before the end: after an eighth, a quarter and a half of the windows.
 const LOOKS: [usize; 3] = [8, 4, 2];
 
@@ -15,6 +17,13 @@ pub(crate) fn looks(n: usize, early: bool) -> Vec<usize> {
     let before = LOOKS.iter().map(|part| n / part);
     let before = before.filter(|&k| early && k >= FIRST_LOOK);
     before.chain(std::iter::once(n)).collect()
+}
+
+/// How many windows to take through what costs more than the two passes over the text, where
+/// `windows` are taken through those: at most one of sixteen, so that all of it together costs less
+/// than the passes.
+pub(crate) fn few_of(windows: usize, most: usize) -> usize {
+    (windows / BESIDE).min(most).max(1)
 }
 
 /// The windows in an order in which every beginning is spread over all texts: steps of about the
@@ -148,6 +157,13 @@ mod tests {
             seen.sort_unstable();
             assert!(seen.into_iter().eq(0..n), "{n}");
         }
+    }
+
+    #[test]
+    fn few_windows_are_looked_at_closely() {
+        let few = [1, 16, 47, 48, 1000].map(|n| few_of(n, 4));
+        assert_eq!(few, [1, 1, 2, 3, 4]);
+        assert_eq!(few_of(1000, 0), 1);
     }
 
     #[test]

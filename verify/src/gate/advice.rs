@@ -35,10 +35,10 @@ pub fn advice(judgement: &Judgement, metrics: &Metrics, codec: &str) -> Vec<Stri
             ),
             _ => out.push("keep the worst tensors of the report in their source precision".into()),
         }
-        out.push(format!(
-            "or accept it by name: {}",
-            limits_met(judgement, metrics)
-        ));
+        let options = limits_met(judgement, metrics);
+        if !options.is_empty() {
+            out.push(format!("or accept it by name: {options}"));
+        }
         out.push("or emit it all the same with `--allow-quality-loss`, which is recorded".into());
     } else if open(CheckClass::Quality, CheckStatus::Inconclusive) {
         if judgement.checks.iter().any(|c| c.id == "quality.limits") {
@@ -75,6 +75,10 @@ fn limits_met(judgement: &Judgement, metrics: &Metrics) -> String {
             "`max_p99_kld = {}` in a recipe",
             up(metrics.kld_p99)
         )),
+        "quality.yardstick" => {
+            let ratio = metrics.detail.as_ref().and_then(|d| d.yardstick_kld_ratio);
+            ratio.map(|r| format!("`--max-yardstick {}`", up(r.hi.unwrap_or(r.value))))
+        }
         _ => None,
     };
     let missed = judgement

@@ -273,3 +273,29 @@ fn advice_names_limits_that_would_pass() {
     let j = judged(&metrics(), &bug, &limits, false);
     assert_eq!(advice(&j, &metrics(), "ternary").len(), 1);
 }
+
+#[test]
+fn advice_names_no_option_where_none_would_do() {
+    let miss = |id: &str| Check {
+        id: id.to_owned(),
+        class: CheckClass::Quality,
+        status: CheckStatus::Fail,
+        limit: 1.25,
+        observed: 1.378,
+        waived: false,
+        detail: None,
+    };
+    let text = |id| advice(&Judgement::of(vec![miss(id)], false), &metrics(), "int4").join("\n");
+    assert!(!text("quality.tensors").contains("accept it by name"));
+    let mut measured = metrics();
+    let mut detail = crate::testing::full_report().metrics.detail.unwrap();
+    detail.yardstick_kld_ratio = Some(Interval {
+        value: 1.378,
+        lo: Some(1.3),
+        hi: Some(1.4501),
+    });
+    measured.detail = Some(detail);
+    let yardstick = Judgement::of(vec![miss("quality.yardstick")], false);
+    let text = advice(&yardstick, &measured, "int4").join("\n");
+    assert!(text.contains("by name: `--max-yardstick 1.451`"), "{text}");
+}

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{count, escape, headline, limit, number, observed, outcome, rows, sections};
+use super::{count, escape, headline, limit, observed, outcome, rows, sections};
 use crate::gate::Verdict;
 use crate::report::Report;
 
@@ -18,7 +18,7 @@ h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}h3{font-size:1rem;margin
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;overflow-wrap:normal}\
 td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);\
 font-variant-numeric:tabular-nums}\
-td+td,th+th{text-align:right}\
+td+td,th+th{text-align:right}td:nth-child(n+6){white-space:nowrap}\
 .pass{color:var(--good)}.fail{color:var(--bad);font-weight:600}.inconclusive,.waived{color:var(--open)}\
 .faint{color:var(--faint)}mark{background:var(--mark);color:inherit}\
 .box{border:1px solid;border-radius:.4rem;padding:.5rem 1rem}\
@@ -133,9 +133,15 @@ fn provenance(out: &mut String, report: &Report) -> std::fmt::Result {
     for stage in &report.stages {
         writeln!(
             out,
-            "<li>{}: {} s</li>",
+            "<li>{}: {:.2} s</li>",
             escape(&stage.name),
-            number(stage.wall_s)
+            stage.wall_s
+        )?;
+    }
+    if let Some(times) = report.cost() {
+        writeln!(
+            out,
+            "<li>verification: {times:.1} times the two passes over the text</li>"
         )?;
     }
     writeln!(

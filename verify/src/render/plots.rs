@@ -13,7 +13,7 @@ const HEIGHT: f64 = 160.0;
 const HEAD: f64 = 34.0;
 const FOOT: f64 = 30.0;
 /// Room for the scale at the left.
-const LEFT: f64 = 84.0;
+const LEFT: f64 = 100.0;
 
 /// One bar.
 pub(super) struct Bar {
@@ -46,7 +46,10 @@ pub(super) fn bars(out: &mut String, frame: &Frame<'_>, bars: &[Bar]) -> std::fm
         let share = if top > 0.0 { bar.value / top } else { 0.0 };
         // A bar that is not zero is to be seen.
         let height = (share * HEIGHT).clamp(if bar.value > 0.0 { 1.0 } else { 0.0 }, HEIGHT);
-        let (x, width) = (LEFT + i as f64 * pitch, (pitch * 0.8).min(48.0));
+        let width = (pitch * 0.8).min(48.0);
+        // A bar of the second kind stands beside the one that it belongs to.
+        let back = if bar.second { pitch - width } else { 0.0 };
+        let x = LEFT + i as f64 * pitch - back;
         let class = if bar.second { " class=\"second\"" } else { "" };
         writeln!(
             out,

@@ -100,6 +100,19 @@ impl Report {
         Ok(text)
     }
 
+    /// What verification took, over what original and artifact took for the text alone: layers, heads
+    /// and the statistics of each token. None where the stages are not told.
+    pub fn cost(&self) -> Option<f64> {
+        let verification = |s: &&StageRecord| s.name.starts_with("verify: ");
+        let passes = |s: &&StageRecord| {
+            ["original", "artifact", "scores"].contains(&&s.name["verify: ".len()..])
+        };
+        let stages = || self.stages.iter().filter(verification);
+        let all: f64 = stages().map(|s| s.wall_s).sum();
+        let text: f64 = stages().filter(passes).map(|s| s.wall_s).sum();
+        (text > 0.0).then(|| all / text)
+    }
+
     /// Reads a report of version 1.
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
         #[derive(Deserialize)]

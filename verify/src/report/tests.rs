@@ -179,3 +179,23 @@ fn fields_of_later_programs_are_ignored() {
         .replacen('{', "{\"later\": [1],", 1);
     assert_eq!(Report::parse(text.as_bytes()).unwrap(), testing::report());
 }
+
+#[test]
+fn the_cost_is_of_verification_over_the_two_passes() {
+    let mut report = testing::report();
+    assert_eq!(report.cost(), None);
+    let stage = |(name, wall_s): (&str, f64)| StageRecord {
+        name: name.to_owned(),
+        wall_s,
+    };
+    let stages = [
+        ("convert", 9.0),
+        ("verify: parity", 1.0),
+        ("verify: original", 2.5),
+        ("verify: artifact", 1.0),
+        ("verify: scores", 0.5),
+        ("verify: layers", 1.0),
+    ];
+    report.stages = stages.map(stage).to_vec();
+    assert_eq!(report.cost(), Some(1.5));
+}
