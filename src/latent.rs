@@ -11,7 +11,7 @@ use neuroconv_recipes::{Mixer, MlaRecipe, ModelSpec, Rank, Recipe};
 use neuroconv_runtime::{Checkpoint, Progress, Quiet, WeightSource};
 use neuroconv_verify::compare::mean_kld;
 use neuroconv_verify::report::MlaRecord;
-use neuroconv_verify::{EvalText, Protocol, RuntimeScorer, evaluate, windows};
+use neuroconv_verify::{EvalText, Protocol, RuntimeScorer, Window, evaluate, windows};
 
 use crate::pipeline::INTERRUPTED;
 
@@ -129,7 +129,8 @@ pub(crate) struct Finished<'a> {
     pub(crate) text: &'a EvalText,
     pub(crate) protocol: Protocol,
     pub(crate) ctx: usize,
-    pub(crate) max_tokens: usize,
+    /// What original and artifact were measured on.
+    pub(crate) windows: &'a [Window],
     pub(crate) progress: &'a dyn Progress,
 }
 
@@ -168,9 +169,14 @@ impl Finished<'_> {
 
     fn perplexity(&self, spec: &ModelSpec, layers: &ConvertedLayers) -> anyhow::Result<f64> {
         let model = ConvertedModel::new(self.source, spec, layers);
-        let windows = windows(self.text, self.protocol, self.ctx, Some(self.max_tokens))?;
         let scorer = RuntimeScorer::new(&model)?;
-        let found = evaluate(&scorer, &windows, self.protocol, self.ctx, self.progress)?;
+        let found = evaluate(
+            &scorer,
+            self.windows,
+            self.protocol,
+            self.ctx,
+            self.progress,
+        )?;
         Ok(found.ppl)
     }
 }
@@ -180,7 +186,7 @@ fn layer_losses(
     source: &Checkpoint,
     converted: &ModelSpec,
     layers: &ConvertedLayers,
-    sample: &[neuroconv_verify::Window],
+    sample: &[Window],
     progress: &dyn Progress,
 ) -> anyhow::Result<Vec<(usize, f64)>> {
     let base = RuntimeScorer::new(source)?;
@@ -200,7 +206,7 @@ fn layer_losses(
 }
 
 /// The calibration windows that conversions hold out, as windows to be scored.
-fn held_out(calibration: &[Vec<u32>]) -> Vec<neuroconv_verify::Window> {
+fn held_out(calibration: &[Vec<u32>]) -> Vec<Window> {
     let ctx = calibration.first().map_or(1, Vec::len);
     let every = calibration.iter().skip(7).step_by(8);
     let some: Vec<&Vec<u32>> = every.take((LAYER_TOKENS / ctx).max(1)).collect();
@@ -208,7 +214,7 @@ fn held_out(calibration: &[Vec<u32>]) -> Vec<neuroconv_verify::Window> {
     let chosen = if some.is_empty() { fallback } else { some };
     chosen
         .into_iter()
-        .map(|tokens| neuroconv_verify::Window {
+        .map(|tokens| Window {
             tokens: tokens.clone(),
             scored: 1..tokens.len(),
         })

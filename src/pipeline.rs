@@ -22,7 +22,8 @@ use neuroconv_verify::report::{
     YardstickRecord,
 };
 use neuroconv_verify::{
-    Check, CheckClass, CheckStatus, Judgement, Verdict, Verification, VerifyOptions, Yardstick,
+    Check, CheckClass, CheckStatus, Judgement, Verdict, Verification, VerifyOptions, Window,
+    Yardstick,
 };
 
 use crate::args::{JudgeArgs, YardstickArg};
@@ -111,7 +112,11 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
         folder: &staged.path(),
         shown: job.output,
     };
-    let (mut report, advice) = examine(&examined, job.measurement, &options, progress)?;
+    let Examination {
+        mut report,
+        advice,
+        windows,
+    } = examine(&examined, job.measurement, &options, progress)?;
     report.stages.insert(
         0,
         StageRecord {
@@ -119,7 +124,7 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
             wall_s: convert_s,
         },
     );
-    report.mla = latent_record(job, &staged, progress)?;
+    report.mla = latent_record(job, &staged, &windows, progress)?;
     let learning = &job.calibration.warnings;
     let warnings = job
         .plan
@@ -139,6 +144,7 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
 fn latent_record(
     job: &Job<'_>,
     staged: &StagedArtifact,
+    windows: &[Window],
     progress: &dyn Progress,
 ) -> anyhow::Result<Option<MlaRecord>> {
     let (Some(layers), Some(recipe)) = (staged.converted(), &job.recipe.mla) else {
@@ -157,7 +163,7 @@ fn latent_record(
         text,
         protocol: job.measurement.protocol,
         ctx: job.measurement.ctx,
-        max_tokens: job.measurement.max_tokens,
+        windows,
         progress,
     };
     finished.record().map(Some)
@@ -173,13 +179,22 @@ pub(crate) struct Examined<'a> {
     pub(crate) shown: &'a Path,
 }
 
-/// Measures and judges; the report, and what would help where it is not passed.
+/// What was found.
+pub(crate) struct Examination {
+    pub(crate) report: Report,
+    /// What would help where it is not passed.
+    pub(crate) advice: Vec<String>,
+    /// What the metrics were measured on.
+    pub(crate) windows: Vec<Window>,
+}
+
+/// Measures and judges.
 pub(crate) fn examine(
     what: &Examined<'_>,
     measurement: &Measurement,
     options: &VerifyOptions,
     progress: &dyn Progress,
-) -> anyhow::Result<(Report, Vec<String>)> {
+) -> anyhow::Result<Examination> {
     let Measurement {
         texts, tokenizer, ..
     } = measurement;
@@ -196,10 +211,15 @@ pub(crate) fn examine(
         body_codec(manifest),
     );
     let samples = samples(&verification, tokenizer)?;
+    let windows = std::mem::take(&mut verification.windows);
     let mut report = report(verification, what);
     report.samples = samples;
     report.yardstick = yardstick(&report, options);
-    Ok((report, advice))
+    Ok(Examination {
+        report,
+        advice,
+        windows,
+    })
 }
 
 /// Tokenizer, templates and licence are to be those of the source, byte for byte.
@@ -297,6 +317,7 @@ fn report(verification: Verification, what: &Examined<'_>) -> Report {
         layers,
         continuations: _,
         engine,
+        windows: _,
         tokens_saved,
         stages,
         kv,

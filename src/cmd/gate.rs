@@ -10,7 +10,7 @@ use neuroconv_verify::{Judgement, Verdict};
 use super::verify::{self, Opened};
 use crate::args::GateArgs;
 use crate::exit::Exit;
-use crate::pipeline;
+use crate::pipeline::{self, Examination};
 use crate::ui::Ui;
 
 pub(crate) fn run(args: &GateArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -23,7 +23,11 @@ pub(crate) fn run(args: &GateArgs, ui: Ui) -> anyhow::Result<Exit> {
         .map(|path| read(path, args))
         .transpose()?;
     let opened = Opened::open(&how)?;
-    let (mut report, mut advice) = opened.examine(&how, ui)?;
+    let Examination {
+        mut report,
+        mut advice,
+        ..
+    } = opened.examine(&how, ui)?;
     if let (Some(path), Some(mut baseline)) = (&args.baseline, baseline) {
         let now = Entry::of(&report);
         if !args.update_baseline {

@@ -10,13 +10,13 @@ use crate::args::VerifyArgs;
 use crate::corpus;
 use crate::exit::Exit;
 use crate::github;
-use crate::pipeline::{self, Examined};
+use crate::pipeline::{self, Examination, Examined};
 use crate::reports::{self, Forms};
 use crate::ui::Ui;
 
 pub(crate) fn run(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Exit> {
     let opened = Opened::open(args)?;
-    let (report, advice) = opened.examine(args, ui)?;
+    let Examination { report, advice, .. } = opened.examine(args, ui)?;
     tell(args, &report, &advice, ui)?;
     Ok(pipeline::exit(&report))
 }
@@ -45,11 +45,7 @@ impl Opened {
         })
     }
 
-    pub(crate) fn examine(
-        &self,
-        args: &VerifyArgs,
-        ui: Ui,
-    ) -> anyhow::Result<(Report, Vec<String>)> {
+    pub(crate) fn examine(&self, args: &VerifyArgs, ui: Ui) -> anyhow::Result<Examination> {
         let tokenizer = TextTokenizer::open(self.base.files().path())?;
         let measurement = corpus::measurement(&args.measure, self.base.spec(), tokenizer)?;
         let allow = args.limits.allow_quality_loss;

@@ -78,6 +78,8 @@ pub struct Verification {
     pub continuations: Vec<Continuation>,
     /// What the original was run by.
     pub engine: &'static str,
+    /// The windows that the metrics were taken on.
+    pub windows: Vec<Window>,
     /// Scored tokens that were not needed.
     pub tokens_saved: u64,
     /// Where the time went.
@@ -111,7 +113,7 @@ pub fn verify(
     let mut clock = Clock::default();
     let run = Run::prepare(base, artifact, options, &cut, &mut clock, progress)?;
     let mut tally = Tally::new(options.limits.max_p99_kld);
-    run.compare(&cut, &mut tally, &mut clock, progress)?;
+    let windows = run.compare(&cut, &mut tally, &mut clock, progress)?;
     let metrics = Metrics::of(&tally, Level::Final)?;
     let judgement = judge(&metrics, &run.evidence(), options.allow_quality_loss)?;
     let details = run.details(texts, &cut, &tally, &mut clock, progress)?;
@@ -126,6 +128,7 @@ pub fn verify(
         layers: details.layers,
         continuations: details.continuations,
         engine: run.original().name(),
+        windows,
         tokens_saved: planned.saturating_sub(tally.tokens()),
         stages: clock.stages,
         kv: options.kv,
@@ -243,14 +246,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs the models in lock-step over as many windows as the checks need.
+    /// Runs the models in lock-step over as many windows as the checks need; returns these.
     fn compare(
         &self,
         cut: &[Placed],
         tally: &mut Tally,
         clock: &mut Clock,
         progress: &dyn Progress,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Window>, Error> {
         let yardstick = self
             .options
             .yardstick
@@ -282,7 +285,7 @@ impl<'a> Run<'a> {
             clock.add("yardstick", models.yardstick_s);
         }
         clock.add("scores", models.score_s);
-        Ok(())
+        Ok(order[..done].iter().map(|p| p.window.clone()).collect())
     }
 
     /// What no check rests on, on a part of what was scored.
