@@ -1,7 +1,5 @@
 //! Which text a conversion learns from: a file the user names, the built-in one, or none.
 
-use std::path::Path;
-
 use neuroconv_recipes::{Calibration, ModelSpec};
 use neuroconv_runtime::TextTokenizer;
 use neuroconv_verify::EvalText;
@@ -10,8 +8,20 @@ use crate::args::CalibrationArgs;
 use crate::corpus::{Measurement, read_text, tokenize};
 use crate::failure::Misuse;
 
+/// A text that comes with the program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BuiltInText {
+    /// How a recipe records it.
+    pub(crate) name: &'static str,
+    /// The text.
+    pub(crate) text: &'static str,
+}
+
 /// The calibration text used where none is named: English prose written for this program.
-const BUILT_IN: &str = include_str!("../fixtures/texts/english-calib.txt");
+pub(crate) const ENGLISH: BuiltInText = BuiltInText {
+    name: "built-in English",
+    text: include_str!("../fixtures/texts/english-calib.txt"),
+};
 
 /// Tokens below which a conversion learns the text rather than the language.
 const ENOUGH_TOKENS: usize = 16_384;
@@ -27,15 +37,16 @@ pub(crate) struct CalibrationText {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Reads, tokenizes and cuts the text that `args` names. It must not be one of those that are
-/// measured on.
+/// Reads, tokenizes and cuts the text that `args` names, or else `built_in`. It must not be one of
+/// those that are measured on.
 pub(crate) fn calibration(
     args: &CalibrationArgs,
+    built_in: BuiltInText,
     spec: &ModelSpec,
     tokenizer: &TextTokenizer,
     measurement: &Measurement,
 ) -> anyhow::Result<CalibrationText> {
-    if args.calib.as_deref() == Some(Path::new("none")) {
+    if args.is_none() {
         let warning = "no calibration text: only the weights are looked at, which costs much \
                        quality; name a text with --calib";
         return Ok(CalibrationText {
@@ -62,7 +73,7 @@ pub(crate) fn calibration(
             let name = path.file_name().unwrap_or(path.as_os_str());
             tokenize(&name.to_string_lossy(), &read_text(path)?, tokenizer)?
         }
-        None => tokenize("built-in English", BUILT_IN, tokenizer)?,
+        None => tokenize(built_in.name, built_in.text, tokenizer)?,
     };
     if let Some(same) = measurement.texts.iter().find(|t| t.sha256 == text.sha256) {
         return Err(Misuse::new(

@@ -2,10 +2,17 @@
 
 use std::path::Path;
 
+use crate::calibration::BuiltInText;
+
 /// Text of the model's language that it was not trained on.
 pub(crate) const TEXT: &str = include_str!("../fixtures/texts/eval.txt");
 /// What reports call that text.
 pub(crate) const TEXT_NAME: &str = "fable, held out";
+/// More of it, to learn from.
+pub(crate) const CALIBRATION: BuiltInText = BuiltInText {
+    name: "fable, for calibration",
+    text: include_str!("../fixtures/texts/calib.txt"),
+};
 /// Tokens per window that the model was trained with.
 pub(crate) const CTX: usize = 256;
 /// Name of the model.

@@ -3,6 +3,7 @@
 //! Owns the order of these steps and the report made of them. `convert` knows no quality and
 //! `verify` no files; this is the only place that sees both.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -81,6 +82,7 @@ pub(crate) fn options(
         allow_quality_loss,
         parity_windows: PARITY_WINDOWS,
         kv: KvCodec::default(),
+        feedback: BTreeSet::new(),
         logit_cache: judge.logit_cache.clone(),
         thorough: true,
     }
@@ -198,6 +200,10 @@ pub(crate) fn examine(
     let Measurement {
         texts, tokenizer, ..
     } = measurement;
+    let options = &VerifyOptions {
+        feedback: rounded_with_feedback(what.artifact.artifact().manifest()),
+        ..options.clone()
+    };
     let mut verification =
         neuroconv_verify::verify(what.base, what.artifact, texts, options, progress)?;
     let mut checks = verification.judgement.checks;
@@ -220,6 +226,13 @@ pub(crate) fn examine(
         advice,
         windows,
     })
+}
+
+/// The matrices whose outputs, not weights, were to be kept.
+fn rounded_with_feedback(manifest: &Manifest) -> BTreeSet<String> {
+    let records = manifest.tensors.iter();
+    let rounded = records.filter(|record| record.output_error.is_some());
+    rounded.map(|record| record.name.clone()).collect()
 }
 
 /// Tokenizer, templates and licence are to be those of the source, byte for byte.

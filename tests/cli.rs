@@ -58,7 +58,7 @@ fn ternary_is_refused_with_a_reason_and_leaves_nothing() {
     let output = place.convert(
         "ternary",
         &model(),
-        &["-o", "out", "--report-dir", "reports"],
+        &["-o", "out", "--calib", "none", "--report-dir", "reports"],
     );
     assert_code(&output, 3);
     assert!(

@@ -80,8 +80,8 @@ fn an_export_is_held_to_what_it_reached_before() {
     let text = assert_code(&gate(dir.path(), &baseline, &[]), 0);
     assert!(text.contains("baseline.kld_mean"), "{text}");
 
-    // The same recipe with coarser groups: within its limits, worse than before.
-    let (worse, _) = exported(&["int8", "--group-size", "256"]);
+    // The same recipe with coarser activations: within its limits, worse than before.
+    let (worse, _) = exported(&["int8", "--activations", "8"]);
     let stored = fs_err::read(dir.path().join("baseline.json")).unwrap();
     fs_err::write(worse.path().join("baseline.json"), &stored).unwrap();
     let text = assert_code(&gate(worse.path(), &baseline, &[]), 3);

@@ -18,6 +18,12 @@ pub enum Error {
     /// The recipe or the architecture does not fit the model.
     #[error(transparent)]
     Recipe(#[from] neuroconv_recipes::Error),
+    /// A plan that learns, and nothing to learn from.
+    #[error("recipe `{recipe}` rounds with feedback, but there is no calibration text")]
+    NoCalibration {
+        /// The recipe.
+        recipe: String,
+    },
     /// The source could not be opened.
     #[error(transparent)]
     Runtime(#[from] neuroconv_runtime::Error),
@@ -222,6 +228,7 @@ impl Error {
             Error::Runtime(e) => return e.hint(),
             Error::Mla(e) => return e.hint(),
             Error::Quantize { source, .. } => return source.hint(),
+            Error::NoCalibration { .. } => "name a text with --calib, or ask for `--method rtn`",
             Error::NotAMatrix { .. } => "give this role the scheme `keep` in the recipe",
             Error::NonFinite { .. } => {
                 "the checkpoint is damaged or was saved after training diverged; download it again"

@@ -8,22 +8,24 @@ use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use neuroconv_format::manifest::Manifest;
-use neuroconv_runtime::{Checkpoint, Progress};
+use neuroconv_runtime::{Checkpoint, Progress, WeightSource};
 
 use crate::Error;
+use crate::calibrated::{RoundedLayers, round_layers};
 use crate::emit::StagedArtifact;
 use crate::folder;
 use crate::job::{JobId, SourceFiles, hash_file};
 use crate::journal::{Journal, Record};
 use crate::ours;
-use crate::pass::{ConvertedLayers, convert_attention};
+use crate::pass::{ConvertedLayers, ConvertedModel, convert_attention};
 use crate::pipeline::{Pipeline, Task};
 use crate::plan::{Plan, PlannedTensor, REPORTS_BYTES};
 use crate::staging::{Staging, WorkDir, sync_dir};
 use crate::weights::WeightsFile;
 
 /// Carries `plan` out. `calibration` are windows of token ids, equally long, that a conversion of
-/// attention learns from; without any it looks at the weights alone. Quantization runs on the current rayon pool; its size changes no byte.
+/// attention and rounding learn from; without any a conversion of attention looks at the weights alone,
+/// and a plan that rounds with feedback is refused. Quantization runs on the current rayon pool; its size changes no byte.
 ///
 /// A run that was killed, cancelled or hit a full disk goes on where it stopped when it is
 /// started again with the same source, recipe and version. Any other failure removes what was
@@ -121,7 +123,8 @@ impl Run<'_> {
             .max(REPORTS_BYTES);
         let path = artifact.join(ours::WEIGHTS);
         let weights = WeightsFile::open(path.clone(), self.plan.weights_bytes, more)?;
-        let (records, resumed) = self.tensors(&weights, layers.as_ref())?;
+        let rounded = self.round(layers.as_ref())?;
+        let (records, resumed) = self.tensors(&weights, layers.as_ref(), rounded.as_ref())?;
         // Last, so that an unfinished file cannot be taken for a finished one.
         weights.write_at(&self.plan.layout.header_bytes(), 0)?;
         weights.sync()?;
@@ -152,11 +155,36 @@ impl Run<'_> {
         self.plan.mla.as_ref().map(convert).transpose()
     }
 
+    /// Rounds the matrices of the layers where calibration text says how.
+    fn round(&self, converted: Option<&ConvertedLayers>) -> Result<Option<RoundedLayers>, Error> {
+        if !self.plan.learns() {
+            return Ok(None);
+        }
+        if self.calibration.is_empty() {
+            return Err(Error::NoCalibration {
+                recipe: self.plan.recipe.clone(),
+            });
+        }
+        let dir = self.work.rounded();
+        let round = |source: &dyn WeightSource| {
+            let (text, progress) = (self.calibration, self.progress);
+            round_layers(source, self.plan, text, &dir, progress, self.cancel)
+        };
+        match converted {
+            Some(layers) => {
+                let model = ConvertedModel::new(self.source, &self.plan.spec, layers);
+                round(&model).map(Some)
+            }
+            None => round(self.source).map(Some),
+        }
+    }
+
     /// Brings every tensor onto the disk; returns their records and how many were there before.
     fn tensors(
         &self,
         weights: &WeightsFile,
         converted: Option<&ConvertedLayers>,
+        rounded: Option<&RoundedLayers>,
     ) -> Result<(BTreeMap<String, Record>, usize), Error> {
         let (mut journal, found) = Journal::open(&self.work.journal())?;
         let mut done: BTreeMap<String, Record> = found
@@ -169,12 +197,17 @@ impl Run<'_> {
         for tensor in &self.plan.tensors {
             let name = tensor.id.to_string();
             let range = self.plan.range(&name);
+            let parts = self.plan.part_ranges(tensor);
             match done.remove(&name) {
-                Some(record) if still_true(&record, &range, weights)? => {
+                Some(record) if still_true(&record, &range, &parts, weights)? => {
                     self.progress.advance(tensor.elements());
                     done.insert(name, record);
                 }
-                _ => tasks.push(Task { tensor, range }),
+                _ => tasks.push(Task {
+                    tensor,
+                    range,
+                    parts,
+                }),
             }
         }
         done.retain(|name, _| self.plan.tensors.iter().any(|t| t.id.to_string() == *name));
@@ -182,6 +215,7 @@ impl Run<'_> {
         let pipeline = Pipeline {
             source: self.source,
             converted,
+            rounded,
             weights,
             sync_bytes: self.staging.sync_bytes,
             progress: self.progress,
@@ -208,7 +242,23 @@ impl Run<'_> {
 }
 
 /// Whether a journal record agrees with the plan and with the bytes on disk.
-fn still_true(record: &Record, range: &Range<u64>, weights: &WeightsFile) -> Result<bool, Error> {
-    let planned = record.offset == range.start && record.size == range.end - range.start;
-    Ok(planned && weights.blake3(range.clone())? == record.blake3)
+fn still_true(
+    record: &Record,
+    range: &Range<u64>,
+    parts: &[Range<u64>],
+    weights: &WeightsFile,
+) -> Result<bool, Error> {
+    let same = |offset: u64, size: u64, blake3: &str, range: &Range<u64>| {
+        let planned = offset == range.start && size == range.end - range.start;
+        Ok::<_, Error>(planned && weights.blake3(range.clone())? == blake3)
+    };
+    if record.parts.len() != parts.len() {
+        return Ok(false);
+    }
+    for (part, range) in record.parts.iter().zip(parts) {
+        if !same(part.offset, part.size, &part.blake3, range)? {
+            return Ok(false);
+        }
+    }
+    same(record.offset, record.size, &record.blake3, range)
 }

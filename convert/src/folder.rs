@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
-use neuroconv_format::CheckpointFiles;
 use neuroconv_format::manifest::{
-    self, Manifest, RecipeRecord, SizeRecord, SourceRecord, TensorRecord, ToolRecord,
+    self, Manifest, PartRecord, RecipeRecord, SizeRecord, SourceRecord, TensorRecord, ToolRecord,
     VerdictRecord, VerdictStatus,
 };
+use neuroconv_format::{ActivationBits, CheckpointFiles};
 use neuroconv_runtime::Quiet;
 use rustix::fs::OFlags;
 
@@ -142,21 +142,34 @@ pub(crate) fn tensor_records(plan: &Plan, records: &BTreeMap<String, Record>) ->
             codec: t.codec,
             shape: t.shape.clone(),
             group: t.group,
-            shift: false,
-            activation_bits: None,
+            shift: t.packed().is_some_and(|packed| packed.spec.shift),
+            activation_bits: t
+                .packed()
+                .map(|packed| packed.activations)
+                .filter(|&bits| bits != ActivationBits::default()),
             file: ours::WEIGHTS.to_owned(),
             offset: record.offset,
             size: record.size,
             blake3: record.blake3.clone(),
             bits_per_weight: t.bits_per_weight,
-            parts: Vec::new(),
+            parts: part_records(t, record),
             rel_mse: record.stats.map(Stats::rel_mse),
             zeros: record.stats.and_then(Stats::zeros),
             entropy_bits: record.stats.and_then(Stats::entropy_bits),
+            output_error: record.stats.and_then(Stats::output_error),
             reason: t.reason.clone(),
         })
     };
     plan.tensors.iter().filter_map(entry).collect()
+}
+
+/// The entries of the parts of a tensor.
+fn part_records(tensor: &crate::plan::PlannedTensor, record: &Record) -> Vec<PartRecord> {
+    let layouts = tensor.packed().map_or(&[][..], |packed| &packed.parts);
+    let parts = layouts.iter().zip(&record.parts);
+    parts
+        .map(|(layout, part)| PartRecord::new(layout, part.offset, part.blake3.clone()))
+        .collect()
 }
 
 /// Writes the manifest into `artifact`.

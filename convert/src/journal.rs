@@ -31,6 +31,21 @@ pub(crate) struct Record {
     pub(crate) blake3: String,
     /// How well the stored values fit, where anything was rounded.
     pub(crate) stats: Option<Stats>,
+    /// What the tensor carries beside its codes.
+    #[serde(default)]
+    pub(crate) parts: Vec<PartBytes>,
+}
+
+/// One finished part of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PartBytes {
+    /// First byte in the weights file.
+    pub(crate) offset: u64,
+    /// Stored bytes.
+    pub(crate) size: u64,
+    /// BLAKE3 of the stored bytes, 64 hex digits.
+    pub(crate) blake3: String,
 }
 
 /// Fit of one tensor. Kept as the bits of the doubles: a resumed run must write the very same
@@ -41,6 +56,7 @@ pub(crate) struct Stats {
     rel_mse: u64,
     zeros: Option<u64>,
     entropy_bits: Option<u64>,
+    output_error: Option<u64>,
 }
 
 impl Stats {
@@ -50,6 +66,15 @@ impl Stats {
             rel_mse: rel_mse.to_bits(),
             zeros: zeros.map(f64::to_bits),
             entropy_bits: entropy_bits.map(f64::to_bits),
+            output_error: None,
+        }
+    }
+
+    /// The same with what rounding cost in outputs.
+    pub(crate) fn with_output_error(self, output_error: Option<f64>) -> Self {
+        Stats {
+            output_error: output_error.map(f64::to_bits),
+            ..self
         }
     }
 
@@ -61,6 +86,11 @@ impl Stats {
     /// Share of weights stored as zero.
     pub(crate) fn zeros(self) -> Option<f64> {
         self.zeros.map(f64::from_bits)
+    }
+
+    /// Error of the outputs relative to their energy.
+    pub(crate) fn output_error(self) -> Option<f64> {
+        self.output_error.map(f64::from_bits)
     }
 
     /// Entropy of the codes in bits per weight.
@@ -151,6 +181,11 @@ mod tests {
             size: 64,
             blake3: "ab".repeat(32),
             stats: Some(Stats::new(0.1 + 0.2, Some(1.0 / 3.0), None)),
+            parts: vec![PartBytes {
+                offset: offset + 64,
+                size: 128,
+                blake3: "cd".repeat(32),
+            }],
         }
     }
 
@@ -169,7 +204,7 @@ mod tests {
             stats in proptest::option::of((any::<f64>(), any::<Option<f64>>(), any::<Option<f64>>())),
         ) {
             let stats = stats.map(|(mse, zeros, entropy)| Stats::new(mse, zeros, entropy));
-            let written = Record { name, offset, size, blake3, stats };
+            let written = Record { name, offset, size, blake3, stats, parts: Vec::new() };
             let bytes = lines(&[written.clone(), record("b", 1)]);
             prop_assert_eq!(parse(&bytes), (vec![written, record("b", 1)], bytes.len()));
         }

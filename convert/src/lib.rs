@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+pub mod calibrated;
 pub mod card;
 mod dense;
 mod emit;
@@ -28,6 +29,7 @@ mod execute;
 mod folder;
 mod job;
 mod journal;
+mod layer_file;
 pub mod mla;
 mod origin;
 mod ours;
@@ -38,6 +40,7 @@ mod staging;
 mod trial;
 mod weights;
 
+pub use calibrated::{LayerRounding, MatrixRounding};
 pub use card::Card;
 pub use emit::{Emission, StagedArtifact};
 pub use error::Error;

@@ -11,15 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{ScopedJoinHandle, scope};
 
-use neuroconv_format::{PackedLayout, SharedBytes};
-use neuroconv_quant::{QuantizeSpec, quantize};
+use neuroconv_format::SharedBytes;
+use neuroconv_quant::quantize;
 use neuroconv_runtime::{Checkpoint, Progress};
 
 use crate::Error;
+use crate::calibrated::{RoundedLayers, RoundedMatrix};
 use crate::dense;
-use crate::journal::{Journal, Record, Stats};
+use crate::journal::{Journal, PartBytes, Record, Stats};
 use crate::pass::ConvertedLayers;
-use crate::plan::{PlannedTensor, Storage};
+use crate::plan::{PackedPlan, PlannedTensor, Storage};
 use crate::weights::WeightsFile;
 
 /// One tensor that is still to be done.
@@ -27,6 +28,8 @@ pub(crate) struct Task<'a> {
     pub(crate) tensor: &'a PlannedTensor,
     /// Where it lies in the weights file.
     pub(crate) range: Range<u64>,
+    /// Where its parts lie.
+    pub(crate) parts: Vec<Range<u64>>,
 }
 
 /// What a tensor passes through.
@@ -34,6 +37,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) source: &'a Checkpoint,
     /// Where tensors that a conversion makes are read from.
     pub(crate) converted: Option<&'a ConvertedLayers>,
+    /// Where matrices that were rounded with calibration text are read from.
+    pub(crate) rounded: Option<&'a RoundedLayers>,
     pub(crate) weights: &'a WeightsFile,
     pub(crate) sync_bytes: u64,
     pub(crate) progress: &'a dyn Progress,
@@ -43,15 +48,18 @@ pub(crate) struct Pipeline<'a> {
 /// A tensor that was read and found finite.
 enum Loaded<'a> {
     /// `[rows * cols]` to be quantized.
-    Weights(Vec<f32>, &'a QuantizeSpec, &'a PackedLayout),
+    Weights(Vec<f32>, &'a PackedPlan),
     /// Stored as it is.
     Stored(SharedBytes, Option<Stats>),
+    /// Rounded already.
+    Rounded(RoundedMatrix),
 }
 
 /// A tensor in its final bytes.
 struct Finished<'a> {
     task: &'a Task<'a>,
     bytes: SharedBytes,
+    parts: Vec<SharedBytes>,
     stats: Option<Stats>,
 }
 
@@ -88,13 +96,20 @@ impl Pipeline<'_> {
                 break;
             }
             let PlannedTensor { id, source, .. } = task.tensor;
+            if let Some(layers) = self.rounded.filter(|_| is_rounded(task.tensor)) {
+                let matrix = layers.read(task.tensor)?;
+                if next.send((task, Loaded::Rounded(matrix))).is_err() {
+                    break;
+                }
+                continue;
+            }
             let values = match self.converted.filter(|_| task.tensor.converted) {
                 Some(layers) => layers.read(*id)?,
                 None => self.source.files().read(source)?,
             };
             dense::check_finite(*id, source, &values)?;
             let loaded = match &task.tensor.storage {
-                Storage::Packed { spec, layout } => Loaded::Weights(values.to_f32(), spec, layout),
+                Storage::Packed(packed) => Loaded::Weights(values.to_f32(), packed),
                 Storage::Dense(codec) => {
                     let (bytes, stats) = dense::convert(*id, &values, codec.dtype())?;
                     Loaded::Stored(bytes, stats)
@@ -117,19 +132,33 @@ impl Pipeline<'_> {
             if self.cancel.load(Ordering::Relaxed) {
                 break;
             }
-            let (bytes, stats) = match values {
-                Loaded::Weights(w_nk, spec, layout) => {
-                    let (packed, fit) = quantize(&w_nk, layout.rows(), layout.cols(), spec)
-                        .map_err(|source| Error::Quantize {
-                            tensor: task.tensor.id,
-                            source,
+            let (bytes, stats, parts) = match values {
+                Loaded::Weights(w_nk, PackedPlan { spec, layout, .. }) => {
+                    let (rows, cols) = (layout.rows(), layout.cols());
+                    let (packed, fit) =
+                        quantize(&w_nk, rows, cols, spec, None).map_err(|source| {
+                            Error::Quantize {
+                                tensor: task.tensor.id,
+                                source,
+                            }
                         })?;
                     let stats = Stats::new(fit.rel_mse, Some(fit.zeros), Some(fit.entropy_bits));
-                    (packed.bytes, Some(stats))
+                    (packed.bytes, Some(stats), Vec::new())
                 }
-                Loaded::Stored(bytes, stats) => (bytes, stats),
+                Loaded::Stored(bytes, stats) => (bytes, stats, Vec::new()),
+                Loaded::Rounded(RoundedMatrix {
+                    bytes,
+                    parts,
+                    stats,
+                }) => (bytes, Some(stats), parts),
             };
-            if next.send(Finished { task, bytes, stats }).is_err() {
+            let finished = Finished {
+                task,
+                bytes,
+                parts,
+                stats,
+            };
+            if next.send(finished).is_err() {
                 break;
             }
         }
@@ -150,24 +179,30 @@ impl Pipeline<'_> {
             *synced = done.len();
             Ok(())
         };
-        for Finished { task, bytes, stats } in finished {
-            let (size, expected) = (bytes.len() as u64, task.range.end - task.range.start);
-            if size != expected {
-                return Err(Error::UnplannedSize {
-                    tensor: task.tensor.id,
-                    expected,
-                    found: size,
-                });
-            }
-            self.weights.write_at(&bytes, task.range.start)?;
+        for finished in finished {
+            let Finished {
+                task,
+                bytes,
+                parts,
+                stats,
+            } = finished;
+            let PartBytes {
+                offset,
+                size,
+                blake3,
+            } = self.store(task, &bytes, &task.range)?;
+            unsynced_bytes += size;
+            let parts = parts.iter().zip(&task.parts);
+            let parts = parts.map(|(bytes, range)| self.store(task, bytes, range));
+            let parts = parts.collect::<Result<Vec<PartBytes>, Error>>()?;
             done.push(Record {
                 name: task.tensor.id.to_string(),
-                offset: task.range.start,
+                offset,
                 size,
-                blake3: blake3::hash(&bytes).to_hex().to_string(),
+                blake3,
                 stats,
+                parts,
             });
-            unsynced_bytes += size;
             if unsynced_bytes >= self.sync_bytes {
                 sync(&done, &mut synced)?;
                 unsynced_bytes = 0;
@@ -177,6 +212,31 @@ impl Pipeline<'_> {
         sync(&done, &mut synced)?;
         Ok(done)
     }
+}
+
+impl Pipeline<'_> {
+    /// Writes bytes to the range planned for them.
+    fn store(&self, task: &Task<'_>, bytes: &[u8], range: &Range<u64>) -> Result<PartBytes, Error> {
+        let (size, expected) = (bytes.len() as u64, range.end - range.start);
+        if size != expected {
+            return Err(Error::UnplannedSize {
+                tensor: task.tensor.id,
+                expected,
+                found: size,
+            });
+        }
+        self.weights.write_at(bytes, range.start)?;
+        Ok(PartBytes {
+            offset: range.start,
+            size,
+            blake3: blake3::hash(bytes).to_hex().to_string(),
+        })
+    }
+}
+
+/// Whether a tensor is one of those that are rounded layer by layer.
+fn is_rounded(tensor: &PlannedTensor) -> bool {
+    tensor.id.layer.is_some() && tensor.packed().is_some()
 }
 
 fn join<T>(stage: ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {

@@ -10,11 +10,11 @@ use std::ops::Range;
 use neuroconv_format::codec::{Codec, PackedLayout};
 use neuroconv_format::manifest::DroppedRecord;
 use neuroconv_format::writer::{self, SafetensorsLayout};
-use neuroconv_format::{DType, TensorCodec};
-use neuroconv_quant::{QuantizeSpec, choose_group};
+use neuroconv_format::{ActivationBits, CorrectionsPlan, DType, PartLayout, TensorCodec};
+use neuroconv_quant::{Levels, QuantizeSpec, choose_group};
 use neuroconv_recipes::{
-    Assignment, KeepDtype, MlaRecipe, ModelSpec, Recipe, Role, RoleKind, Scheme, TensorId,
-    Threshold,
+    Apart, Assignment, KeepDtype, MlaRecipe, ModelSpec, Packed, PackedKind, Recipe, Role, RoleKind,
+    Scheme, TensorId,
 };
 use neuroconv_runtime::Checkpoint;
 use serde::Serialize;
@@ -64,6 +64,48 @@ impl Plan {
     /// The description of the model that the artifact will hold.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// How the tensor `id` is packed, if it is.
+    pub(crate) fn packed(&self, id: TensorId) -> Option<(&PlannedTensor, &PackedPlan)> {
+        let tensor = self.tensors.iter().find(|tensor| tensor.id == id)?;
+        Some((tensor, tensor.packed()?))
+    }
+
+    /// The matrices of a layer that are packed.
+    pub(crate) fn of_layer(
+        &self,
+        layer: usize,
+    ) -> impl Iterator<Item = (&PlannedTensor, &PackedPlan)> {
+        let own = self
+            .tensors
+            .iter()
+            .filter(move |t| t.id.layer == Some(layer));
+        own.filter_map(|tensor| Some((tensor, tensor.packed()?)))
+    }
+
+    /// Number of matrices of layers that are packed.
+    pub(crate) fn matrices(&self) -> usize {
+        let of_layers = self.tensors.iter().filter(|t| t.id.layer.is_some());
+        of_layers.filter(|t| t.packed().is_some()).count()
+    }
+
+    /// Whether any matrix is fitted to calibration text.
+    pub fn learns(&self) -> bool {
+        let of_layers = self.tensors.iter().filter(|t| t.id.layer.is_some());
+        of_layers
+            .filter_map(PlannedTensor::packed)
+            .any(|p| p.how.learns())
+    }
+
+    /// Where the parts of a tensor lie in the weights file.
+    pub(crate) fn part_ranges(&self, tensor: &PlannedTensor) -> Vec<Range<u64>> {
+        let name = tensor.id.to_string();
+        let parts = tensor.packed().map_or(&[][..], |packed| &packed.parts);
+        parts
+            .iter()
+            .map(|part| self.range(&part.name(&name)))
+            .collect()
     }
 
     /// Where a tensor lies in the weights file.
@@ -127,6 +169,14 @@ impl PlannedTensor {
         self.shape.iter().map(|&d| d as u64).product()
     }
 
+    /// How it is packed, if it is.
+    pub(crate) fn packed(&self) -> Option<&PackedPlan> {
+        match &self.storage {
+            Storage::Dense(_) => None,
+            Storage::Packed(packed) => Some(packed),
+        }
+    }
+
     /// Bytes in the checkpoint.
     fn source_bytes(&self) -> u64 {
         self.elements() * self.source_dtype.size() as u64
@@ -139,12 +189,32 @@ pub(crate) enum Storage {
     /// Elements of this type.
     Dense(TensorCodec),
     /// Codes in panels.
-    Packed {
-        /// What to quantize to.
-        spec: QuantizeSpec,
-        /// The layout of the result.
-        layout: PackedLayout,
-    },
+    Packed(PackedPlan),
+}
+
+/// How a matrix will be packed.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedPlan {
+    /// What to round to.
+    pub(crate) spec: QuantizeSpec,
+    /// The layout of the result.
+    pub(crate) layout: PackedLayout,
+    /// How finely activations are rounded that meet the codes.
+    pub(crate) activations: ActivationBits,
+    /// What it carries beside its codes.
+    pub(crate) corrections: CorrectionsPlan,
+    /// The same, part by part.
+    pub(crate) parts: Vec<PartLayout>,
+    /// What the recipe asks for.
+    pub(crate) how: Packed,
+}
+
+impl PackedPlan {
+    /// Bytes of codes, scales, shifts and parts.
+    fn stored_bytes(&self) -> usize {
+        let parts = self.parts.iter().map(PartLayout::size_bytes);
+        parts.fold(self.layout.size_bytes(), usize::saturating_add)
+    }
 }
 
 /// Plans the conversion of `source` by `recipe`.
@@ -172,7 +242,7 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
         };
         tensors.push(plan_tensor(origin, &shapes[&id], assignment, spec.tied)?);
     }
-    let layout = SafetensorsLayout::new(tensors.iter().map(entry).collect())?;
+    let layout = SafetensorsLayout::new(tensors.iter().flat_map(entries).collect())?;
     let weights_bytes = layout.file_size();
     let params = resolved.spec.parameters();
     let mut side_bytes = 0;
@@ -282,10 +352,10 @@ fn plan_tensor(
     let elements: u64 = shape.iter().map(|&d| d as u64).product();
     let (codec, group, bytes) = match &storage {
         Storage::Dense(codec) => (*codec, None, elements * codec.dtype().size() as u64),
-        Storage::Packed { layout, .. } => (
-            layout.codec().into(),
-            Some(layout.group()),
-            layout.size_bytes() as u64,
+        Storage::Packed(packed) => (
+            packed.layout.codec().into(),
+            Some(packed.layout.group()),
+            packed.stored_bytes() as u64,
         ),
     };
     if let (Some(group), Some(asked)) = (group, asked)
@@ -320,7 +390,7 @@ fn storage(
     source: DType,
     scheme: &Scheme,
 ) -> Result<(Storage, Option<usize>), Error> {
-    let (codec, asked, threshold) = match scheme {
+    let how = match scheme {
         Scheme::Keep { dtype } => {
             let codec = match (dtype, source) {
                 (Some(KeepDtype::F32), _) | (None, DType::F32 | DType::U8) => TensorCodec::F32,
@@ -329,47 +399,78 @@ fn storage(
             };
             return Ok((Storage::Dense(codec), None));
         }
-        Scheme::Ternary {
-            group_size,
-            threshold,
-        } => (Codec::Ternary, *group_size, *threshold),
-        Scheme::Int4 { group_size } => (Codec::Int4, *group_size, Threshold::Mse),
-        Scheme::Int8 { group_size } => (Codec::Int8, *group_size, Threshold::Mse),
+        Scheme::Packed(packed) => *packed,
     };
     let &[rows, cols] = shape else {
         return Err(Error::NotAMatrix {
             tensor: id,
-            scheme: codec.name(),
+            scheme: how.kind.name(),
             shape: shape.to_vec(),
         });
     };
-    let group = choose_group(codec, rows, cols, asked);
-    let layout = PackedLayout::new(codec, rows, cols, group, false)
+    let levels = levels(&how);
+    let spec = QuantizeSpec {
+        levels,
+        group: choose_group(levels.codec(), rows, cols, how.group_size),
+        threshold: how.threshold,
+        shift: how.shift,
+    };
+    let layout = PackedLayout::new(levels.codec(), rows, cols, spec.group, spec.shift)
         .map_err(|source| Error::Layout { tensor: id, source })?;
-    Ok((
-        Storage::Packed {
-            spec: QuantizeSpec {
-                codec,
-                group,
-                threshold,
-            },
-            layout,
+    let corrections = corrections(&how, rows, cols);
+    let parts = corrections.parts(rows, cols);
+    let parts = parts.map_err(|source| Error::Layout { tensor: id, source })?;
+    let packed = PackedPlan {
+        spec,
+        layout,
+        activations: match how.activations {
+            16 => ActivationBits::Sixteen,
+            _ => ActivationBits::Eight,
         },
-        Some(asked),
-    ))
+        corrections,
+        parts,
+        how,
+    };
+    Ok((Storage::Packed(packed), Some(how.group_size)))
 }
 
-/// The entry of a tensor in the safetensors header.
-fn entry(tensor: &PlannedTensor) -> writer::PlannedTensor {
-    let (dtype, shape) = match &tensor.storage {
-        Storage::Dense(codec) => (codec.dtype(), tensor.shape.clone()),
-        Storage::Packed { layout, .. } => (DType::U8, vec![layout.size_bytes()]),
+/// The corrections that a scheme gives a `[rows, cols]` matrix.
+fn corrections(how: &Packed, rows: usize, cols: usize) -> CorrectionsPlan {
+    let columns = match how.apart {
+        Apart::None => 0,
+        Apart::Salient(share) => ((share * cols as f64).ceil() as usize).min(cols),
     };
-    writer::PlannedTensor {
-        name: tensor.id.to_string(),
-        dtype,
-        shape,
+    let group = choose_group(Codec::Int8, rows, columns.max(1), how.group_size);
+    CorrectionsPlan {
+        rank: how.correct_rank.min(rows).min(cols),
+        columns,
+        column_group: (columns > 0).then_some(group),
     }
+}
+
+/// The levels that a scheme rounds to.
+fn levels(how: &Packed) -> Levels {
+    match (how.kind, how.planes) {
+        (PackedKind::Ternary, 2) => Levels::Nine,
+        (PackedKind::Ternary, _) => Levels::Ternary,
+        (PackedKind::Int4, _) => Levels::Int4,
+        (PackedKind::Int8, _) => Levels::Int8,
+    }
+}
+
+/// The entries of a tensor and its parts in the safetensors header.
+pub(crate) fn entries(tensor: &PlannedTensor) -> Vec<writer::PlannedTensor> {
+    let name = tensor.id.to_string();
+    let (dtype, shape, parts) = match &tensor.storage {
+        Storage::Dense(codec) => (codec.dtype(), tensor.shape.clone(), &[][..]),
+        Storage::Packed(packed) => {
+            let size = packed.layout.size_bytes();
+            (DType::U8, vec![size], &packed.parts[..])
+        }
+    };
+    let parts: Vec<writer::PlannedTensor> = parts.iter().map(|part| part.entry(&name)).collect();
+    let own = writer::PlannedTensor { name, dtype, shape };
+    [own].into_iter().chain(parts).collect()
 }
 
 /// While tensor `i` is quantized (f32 in, codes out), `i + 1` has been read (source bytes and
@@ -394,7 +495,7 @@ const CALIBRATION_TOKENS: usize = 32_768;
 /// weights with the sums that its conversion works on; the teacher's attention is bounded by what
 /// the arithmetic is given for it. Zero where nothing learns from text.
 fn calibration_memory(recipe: &Recipe, spec: &ModelSpec) -> u64 {
-    if recipe.mla.is_none() {
+    if !recipe.learns() {
         return 0;
     }
     let known = recipe.calibration.as_ref().map(|c| c.tokens);

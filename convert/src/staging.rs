@@ -5,6 +5,7 @@
 //! PARENT/.NAME.neuroconv-<job16>/        job16: first 16 hex digits of the job's hash
 //!     journal                            what is finished
 //!     converted/                         converted attention, layer by layer
+//!     rounded/                           matrices rounded with calibration text, layer by layer
 //!     artifact/                          becomes PARENT/NAME in one rename
 //! ```
 //!
@@ -214,6 +215,11 @@ impl WorkDir {
 
     pub(crate) fn artifact(&self) -> PathBuf {
         self.path.join("artifact")
+    }
+
+    /// Where matrices rounded with calibration text wait to be stored.
+    pub(crate) fn rounded(&self) -> PathBuf {
+        self.path.join("rounded")
     }
 
     /// Where converted attention waits to be stored.

@@ -62,7 +62,7 @@ impl Run {
         output: &Path,
         progress: &dyn Progress,
     ) -> Result<usize, Error> {
-        let recipe = neuroconv_recipes::builtin("ternary")?;
+        let recipe = common::plain("ternary")?;
         let staging = Staging::open(output, self.overwrite)?.sync_every(self.sync_bytes);
         let staged = common::stage(source, &recipe, staging, progress, &AtomicBool::new(false))?;
         let resumed = staged.resumed();

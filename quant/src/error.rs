@@ -81,6 +81,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error of some rows, the first of which is `first` of the matrix.
+    pub(crate) fn below(self, first: usize) -> Self {
+        match self {
+            Error::NotFinite { row, col, value } => Error::NotFinite {
+                row: first + row,
+                col,
+                value,
+            },
+            Error::ScaleOverflow {
+                row,
+                group,
+                largest,
+            } => Error::ScaleOverflow {
+                row: first + row,
+                group,
+                largest,
+            },
+            other => other,
+        }
+    }
+
     /// What to do about it, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {

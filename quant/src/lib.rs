@@ -7,14 +7,18 @@
 mod dequantize;
 mod error;
 pub mod fit;
+pub mod gptq;
 mod group;
+mod levels;
 pub mod linalg;
+mod pack;
 mod quantize;
 mod stats;
 
 pub use dequantize::{activation_bits, dequantize, dequantize_row, packed_view, residual};
 pub use error::Error;
 pub use group::choose_group;
+pub use levels::Levels;
 pub use neuroconv_recipes::Threshold;
 pub use quantize::{QuantizeSpec, quantize};
-pub use stats::{FitStats, relative_mse};
+pub use stats::{FitStats, code_stats, relative_mse};

@@ -1,28 +1,64 @@
-//! A whole matrix to packed bytes: panels in parallel, each row and group fitted on its own.
+//! A whole matrix to packed bytes, every group rounded on its own: panels in parallel.
 
 use neuroconv_format::codec::PANEL_ROWS;
-use neuroconv_format::{Codec, PackedLayout, PackedTensor};
-use neuroconv_kernels::layout;
+use neuroconv_format::{PackedLayout, PackedTensor};
 use rayon::prelude::*;
 
 use crate::Threshold;
-use crate::dequantize::kernel_codes;
 use crate::error::Error;
-use crate::fit::{self, ternary};
+use crate::fit::{self, Grid, GroupFit, ternary};
+use crate::levels::Levels;
+use crate::pack::{Packing, Panel};
 use crate::stats::{FitStats, Tally};
 
-/// How to quantize a matrix.
+/// What to round a matrix to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QuantizeSpec {
-    /// Levels and their storage.
-    pub codec: Codec,
+    /// The levels there are.
+    pub levels: Levels,
     /// Columns that share a scale: 32, 64, 128 or 256.
     pub group: usize,
-    /// How ternary levels are told from zero; without effect on other codecs.
+    /// How ternary levels are told from zero; without effect on others.
     pub threshold: Threshold,
+    /// Whether each group also has a shift.
+    pub shift: bool,
+}
+
+impl QuantizeSpec {
+    /// Groups of `group` columns with the threshold of least squared error and no shift.
+    pub fn new(levels: impl Into<Levels>, group: usize) -> Self {
+        QuantizeSpec {
+            levels: levels.into(),
+            group,
+            threshold: Threshold::Mse,
+            shift: false,
+        }
+    }
+
+    /// What the groups of one row are fitted with.
+    pub(crate) fn grid(&self, row: &[f32]) -> Result<Grid, Error> {
+        let rule = match self.levels {
+            Levels::Ternary => ternary::Rule::for_row(self.threshold, row)?,
+            Levels::Nine | Levels::Int4 | Levels::Int8 => ternary::Rule::Mse,
+        };
+        Ok(Grid {
+            levels: self.levels,
+            rule,
+            shift: self.shift,
+        })
+    }
+
+    /// The layout of a matrix rounded so.
+    pub fn layout(&self, rows: usize, cols: usize) -> Result<PackedLayout, Error> {
+        let codec = self.levels.codec();
+        Ok(PackedLayout::new(
+            codec, rows, cols, self.group, self.shift,
+        )?)
+    }
 }
 
 /// Fits and packs `w_nk`, `[rows, cols]` row-major, to the nearest levels of each group.
+/// `importance`, `[cols]`, weighs the squared error of each column.
 ///
 /// The bytes do not depend on the number of threads. Refuses weights that are not finite and
 /// groups whose scale is beyond f16, naming the first.
@@ -31,8 +67,29 @@ pub fn quantize(
     rows: usize,
     cols: usize,
     spec: &QuantizeSpec,
+    importance: Option<&[f32]>,
 ) -> Result<(PackedTensor, FitStats), Error> {
-    let layout = PackedLayout::new(spec.codec, rows, cols, spec.group, false)?;
+    let layout = spec.layout(rows, cols)?;
+    check_weights(w_nk, rows, cols)?;
+    let mut packing = Packing::new(layout);
+    let tallies: Vec<Result<Tally, Error>> = w_nk
+        .par_chunks(PANEL_ROWS * cols)
+        .zip(packing.panels())
+        .enumerate()
+        .map(|(panel, (w, mut packed))| {
+            quantize_panel(w, cols, spec, importance, &mut packed)
+                .map_err(|e| e.below(panel * PANEL_ROWS))
+        })
+        .collect();
+    let mut total = Tally::new();
+    for tally in tallies {
+        total.merge(&tally?);
+    }
+    Ok((packing.finish(), total.stats()))
+}
+
+/// Refuses a number of weights that is not that of the shape, and weights that are not finite.
+pub(crate) fn check_weights(w_nk: &[f32], rows: usize, cols: usize) -> Result<(), Error> {
     if w_nk.len() != rows * cols {
         return Err(Error::Length {
             rows,
@@ -40,50 +97,13 @@ pub fn quantize(
             found: w_nk.len(),
         });
     }
-    let mut bytes = vec![0; layout.size_bytes()];
-    let (codes, rest) = bytes.split_at_mut(layout.codes().end);
-    let scales = &mut rest[..layout.scales().len()];
-    let (code_bytes, scale_bytes) = (
-        codes.len() / layout.panels(),
-        scales.len() / layout.panels(),
-    );
-    let tallies: Vec<Result<Tally, Error>> = w_nk
-        .par_chunks(PANEL_ROWS * cols)
-        .zip(
-            codes
-                .par_chunks_mut(code_bytes)
-                .zip(scales.par_chunks_mut(scale_bytes)),
-        )
-        .enumerate()
-        .map(|(panel, (w, (codes, scales)))| {
-            quantize_panel(w, cols, spec, codes, scales).map_err(|e| below(e, panel * PANEL_ROWS))
-        })
-        .collect();
-    let mut total = Tally::new();
-    for tally in tallies {
-        total.merge(&tally?);
-    }
-    Ok((PackedTensor::new(layout, bytes), total.stats()))
-}
-
-/// An error of a panel whose first row is `first` of the matrix.
-fn below(error: Error, first: usize) -> Error {
-    match error {
-        Error::NotFinite { row, col, value } => Error::NotFinite {
-            row: first + row,
-            col,
-            value,
-        },
-        Error::ScaleOverflow {
-            row,
-            group,
-            largest,
-        } => Error::ScaleOverflow {
-            row: first + row,
-            group,
-            largest,
-        },
-        other => other,
+    match w_nk.iter().position(|w| !w.is_finite()) {
+        Some(at) => Err(Error::NotFinite {
+            row: at / cols,
+            col: at % cols,
+            value: w_nk[at],
+        }),
+        None => Ok(()),
     }
 }
 
@@ -92,44 +112,37 @@ fn quantize_panel(
     w: &[f32],
     cols: usize,
     spec: &QuantizeSpec,
-    codes: &mut [u8],
-    scales: &mut [u8],
+    importance: Option<&[f32]>,
+    packed: &mut Panel<'_>,
 ) -> Result<Tally, Error> {
-    let kind = kernel_codes(spec.codec);
-    let block_bytes = kind.block_bytes(spec.group);
-    codes.fill(kind.zero_byte());
     let mut tally = Tally::new();
-    let mut levels = [0; layout::MAX_GROUP];
+    let mut levels = vec![0; cols];
+    let mut fits: Vec<GroupFit> = Vec::with_capacity(cols.div_ceil(spec.group));
     for (r, row) in w.chunks(cols).enumerate() {
-        if let Some((col, &value)) = row.iter().enumerate().find(|(_, w)| !w.is_finite()) {
-            return Err(Error::NotFinite { row: r, col, value });
+        let grid = spec.grid(row)?;
+        fits.clear();
+        let groups = row.chunks(spec.group).zip(levels.chunks_mut(spec.group));
+        for (g, (w, levels)) in groups.enumerate() {
+            let own = importance.map(|h| &h[g * spec.group..][..w.len()]);
+            let found = fit::fit(w, own, &grid, levels);
+            check_scale(r, g, w, found)?;
+            tally.add_group(w, levels, found);
+            fits.push(found);
         }
-        let rule = match spec.codec {
-            Codec::Ternary => ternary::Rule::for_row(spec.threshold, row)?,
-            Codec::Int4 | Codec::Int8 => ternary::Rule::Mse,
-        };
-        let blocks = codes
-            .chunks_mut(block_bytes)
-            .zip(scales.chunks_mut(2 * PANEL_ROWS));
-        for (g, (w, (block, scales))) in row.chunks(spec.group).zip(blocks).enumerate() {
-            let levels = &mut levels[..w.len()];
-            let scale = match spec.codec {
-                Codec::Ternary => ternary::fit(w, None, rule, levels),
-                Codec::Int4 => fit::int4::fit(w, levels),
-                Codec::Int8 => fit::int8::fit(w, levels),
-            };
-            if scale.is_infinite() {
-                let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
-                return Err(Error::ScaleOverflow {
-                    row: r,
-                    group: g,
-                    largest,
-                });
-            }
-            tally.add_group(w, levels, scale.to_f32());
-            layout::pack_row(kind, block, r, levels);
-            scales[2 * r..2 * r + 2].copy_from_slice(&scale.to_le_bytes());
-        }
+        packed.store(r, &levels, &fits);
     }
     Ok(tally)
+}
+
+/// Refuses a scale or shift beyond f16.
+pub(crate) fn check_scale(row: usize, group: usize, w: &[f32], fit: GroupFit) -> Result<(), Error> {
+    if fit.scale.is_finite() && fit.shift.is_finite() {
+        return Ok(());
+    }
+    let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+    Err(Error::ScaleOverflow {
+        row,
+        group,
+        largest,
+    })
 }

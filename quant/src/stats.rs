@@ -1,5 +1,12 @@
 //! What a quantization costs: error, zeros, entropy.
 
+use neuroconv_format::PackedTensor;
+use neuroconv_format::codec::PANEL_ROWS;
+use neuroconv_kernels::layout::unpack_row;
+
+use crate::dequantize::kernel_codes;
+use crate::fit::GroupFit;
+
 /// What a fit did to a matrix. Padding counts nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct FitStats {
@@ -30,8 +37,21 @@ impl Tally {
     }
 
     /// Counts one group: its weights, and the levels and scale that stand for them.
-    pub(crate) fn add_group(&mut self, w: &[f32], levels: &[i8], scale: f32) {
-        self.error += squared_error(w, levels, scale);
+    pub(crate) fn add_group(&mut self, w: &[f32], levels: &[i8], fit: GroupFit) {
+        self.error += sum(w.iter().zip(levels).map(|(&w, &level)| {
+            let error = f64::from(w) - f64::from(fit.value(level));
+            error * error
+        }));
+        self.energy += sum(w.iter().map(|&w| f64::from(w) * f64::from(w)));
+        for &level in levels {
+            self.counts[usize::from(level as u8)] += 1;
+        }
+    }
+
+    /// Counts weights, and the levels and values that stand for them.
+    pub(crate) fn add_values(&mut self, w: &[f32], levels: &[i8], values: &[f32]) {
+        let off = |(&w, &v): (&f32, &f32)| (f64::from(w) - f64::from(v)).powi(2);
+        self.error += sum(w.iter().zip(values).map(off));
         self.energy += sum(w.iter().map(|&w| f64::from(w) * f64::from(w)));
         for &level in levels {
             self.counts[usize::from(level as u8)] += 1;
@@ -54,6 +74,28 @@ impl Tally {
             entropy_bits: entropy_bits(&self.counts),
         }
     }
+}
+
+/// The zeros and the entropy of the codes of a packed matrix; `rel_mse` is left at zero.
+pub fn code_stats(tensor: &PackedTensor) -> FitStats {
+    let layout = tensor.layout;
+    let kind = kernel_codes(layout.codec());
+    let block_bytes = layout.block_bytes();
+    let mut tally = Tally::new();
+    let mut levels = vec![0; layout.group()];
+    for row in 0..layout.rows() {
+        let panel = row / PANEL_ROWS * layout.groups();
+        for group in 0..layout.groups() {
+            let block = &tensor.bytes[(panel + group) * block_bytes..][..block_bytes];
+            let width = layout.group().min(layout.cols() - group * layout.group());
+            let levels = &mut levels[..width];
+            unpack_row(kind, block, row % PANEL_ROWS, levels);
+            for &level in &*levels {
+                tally.counts[usize::from(level as u8)] += 1;
+            }
+        }
+    }
+    tally.stats()
 }
 
 /// Shannon entropy, in bits per symbol, of symbols that occur as often as `counts` says.
@@ -129,7 +171,12 @@ mod tests {
         let w = [1.0, -2.0, 0.1, 3.0, 0.0];
         let levels = [1, -1, 0, 1, 0];
         let mut tally = Tally::new();
-        tally.add_group(&w, &levels, 2.0);
+        let fit = GroupFit {
+            scale: half::f16::from_f32(2.0),
+            shift: half::f16::ZERO,
+            band: 0.5,
+        };
+        tally.add_group(&w, &levels, fit);
         let stats = tally.stats();
         let approx: Vec<f32> = levels.iter().map(|&l| 2.0 * f32::from(l)).collect();
         assert_eq!(stats.rel_mse, relative_mse(&w, &approx));

@@ -7,6 +7,7 @@
 
 mod corrections;
 mod fits;
+mod gptq;
 mod linalg;
 mod matrices;
 

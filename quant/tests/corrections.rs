@@ -4,9 +4,7 @@ use half::f16;
 use neuroconv_format::{
     Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedTensor, Tensor,
 };
-use neuroconv_quant::{
-    QuantizeSpec, Threshold, dequantize, dequantize_row, quantize, relative_mse, residual,
-};
+use neuroconv_quant::{QuantizeSpec, dequantize, dequantize_row, quantize, relative_mse, residual};
 
 use crate::gaussian;
 
@@ -14,12 +12,8 @@ const ROWS: usize = 21;
 const COLS: usize = 150;
 
 fn packed(w: &[f32], rows: usize, codec: Codec) -> PackedTensor {
-    let how = QuantizeSpec {
-        codec,
-        group: 64,
-        threshold: Threshold::Mse,
-    };
-    quantize(w, rows, w.len() / rows, &how)
+    let how = QuantizeSpec::new(codec, 64);
+    quantize(w, rows, w.len() / rows, &how, None)
         .expect("a matrix to quantize")
         .0
 }

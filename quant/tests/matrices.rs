@@ -11,15 +11,11 @@ use neuroconv_quant::{
 use crate::gaussian;
 
 fn spec(codec: Codec, group: usize) -> QuantizeSpec {
-    QuantizeSpec {
-        codec,
-        group,
-        threshold: Threshold::Mse,
-    }
+    QuantizeSpec::new(codec, group)
 }
 
 fn quantized(w: &[f32], rows: usize, codec: Codec, group: usize) -> (PackedTensor, FitStats) {
-    quantize(w, rows, w.len() / rows, &spec(codec, group)).expect("a matrix to quantize")
+    quantize(w, rows, w.len() / rows, &spec(codec, group), None).expect("a matrix to quantize")
 }
 
 #[test]
@@ -200,7 +196,7 @@ fn tiny_weights_keep_their_precision_where_f16_can() {
 #[test]
 fn bad_matrices_are_refused_by_name() {
     let (rows, cols) = (40, 100);
-    let refused = |w: &[f32], codec| quantize(w, rows, cols, &spec(codec, 32)).unwrap_err();
+    let refused = |w: &[f32], codec| quantize(w, rows, cols, &spec(codec, 32), None).unwrap_err();
     for codec in Codec::ALL {
         let mut w = gaussian(rows * cols, 29);
         w[33 * cols + 70] = f32::INFINITY;
@@ -232,11 +228,11 @@ fn bad_matrices_are_refused_by_name() {
             }
         );
         assert!(matches!(
-            quantize(&w, rows, cols, &spec(codec, 48)),
+            quantize(&w, rows, cols, &spec(codec, 48), None),
             Err(Error::Layout(_))
         ));
         assert!(matches!(
-            quantize(&[], 0, cols, &spec(codec, 32)),
+            quantize(&[], 0, cols, &spec(codec, 32), None),
             Err(Error::Layout(_))
         ));
     }
@@ -245,7 +241,7 @@ fn bad_matrices_are_refused_by_name() {
         ..spec(Codec::Ternary, 32)
     };
     assert_eq!(
-        quantize(&[1.0; 64], 1, 64, &bad).unwrap_err(),
+        quantize(&[1.0; 64], 1, 64, &bad, None).unwrap_err(),
         Error::Sparsity(1.5)
     );
 }

@@ -240,6 +240,22 @@ pub enum Error {
         /// The size asked for.
         found: usize,
     },
+    /// A way of packing that cannot be.
+    #[error("`{key}` of a scheme of type `{kind}`: {reason}")]
+    Packing {
+        /// The key of the scheme.
+        key: &'static str,
+        /// Its type.
+        kind: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A recipe that learns, without anything to learn from.
+    #[error("recipe `{recipe}` learns from calibration text, but there is none")]
+    NothingToLearnFrom {
+        /// The recipe.
+        recipe: String,
+    },
     /// A word that names no threshold.
     #[error("`{found}` is not a ternary threshold")]
     Threshold {
@@ -413,6 +429,10 @@ impl Error {
             Error::RecipeSchema { .. } => Some("write `schema = 1`, or use a newer neuroconv".to_owned()),
             Error::RecipeValue { .. } | Error::BadLimit { .. } => {
                 Some("leave the key out for the default".to_owned())
+            }
+            Error::Packing { .. } => Some("leave the key out for the default".to_owned()),
+            Error::NothingToLearnFrom { .. } => {
+                Some("name a text with --calib, or leave out corrections and columns".to_owned())
             }
             Error::GroupSize { .. } => Some("128 suits most models, 64 small ones".to_owned()),
             Error::Threshold { .. } => Some(

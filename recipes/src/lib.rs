@@ -25,8 +25,8 @@ pub use error::Error;
 pub use latent::{LatentSpec, MlaEncoder, MlaSpec};
 pub use pseudo::pseudo_code;
 pub use recipe::{
-    Assignment, Calibration, KeepDtype, Limits, MlaMode, MlaRecipe, Rank, Recipe, RunSection,
-    Scheme, Threshold, builtin, builtin_names,
+    Apart, Assignment, Calibration, KeepDtype, Limits, Method, MlaMode, MlaRecipe, Packed,
+    PackedKind, Rank, Recipe, RunSection, Scheme, Threshold, builtin, builtin_names,
 };
 pub use resolve::{Dropped, Resolved, Slot, SourceTensor, resolve};
 pub use role::{Role, RoleKind, TensorId};

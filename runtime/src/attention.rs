@@ -36,6 +36,18 @@ impl Attention {
         cache: &mut LayerCache,
         positions: &Positions<'_>,
     ) -> Vec<f32> {
+        let o_thd = self.mixed(x, cache, positions);
+        let width = self.spec.heads * self.spec.head_dim;
+        self.o.forward(&mut Input::new(&o_thd, width))
+    }
+
+    /// What the output projection reads, `[t, heads, head_dim]`.
+    pub(crate) fn mixed(
+        &self,
+        x: &mut Input<'_>,
+        cache: &mut LayerCache,
+        positions: &Positions<'_>,
+    ) -> Vec<f32> {
         let AttentionSpec {
             heads,
             kv_heads,
@@ -55,8 +67,7 @@ impl Attention {
         }
         cache.append(&k_thd, &v_thd);
         scale_by(&mut q_thd, 1.0 / (head_dim as f32).sqrt());
-        let o_thd = attend(&q_thd, cache, heads, window);
-        self.o.forward(&mut Input::new(&o_thd, heads * head_dim))
+        attend(&q_thd, cache, heads, window)
     }
 }
 

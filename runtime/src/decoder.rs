@@ -157,6 +157,23 @@ impl Layer {
         cache: &mut LayerCache,
         positions: &Positions<'_>,
     ) {
+        self.mix(x_td, hidden, cache, positions);
+        let normed_td = self.mlp_norm.of(x_td);
+        let mut input = Input::new(&normed_td, hidden);
+        let changed_td = match &self.mlp {
+            MlpLayer::GatedSilu(mlp) => mlp.forward(&mut input),
+        };
+        add(x_td, &changed_td);
+    }
+
+    /// `x + mixer(norm(x))`, in place.
+    pub(crate) fn mix(
+        &self,
+        x_td: &mut [f32],
+        hidden: usize,
+        cache: &mut LayerCache,
+        positions: &Positions<'_>,
+    ) {
         let normed_td = self.mixer_norm.of(x_td);
         let mut input = Input::new(&normed_td, hidden);
         let mixed_td = match &self.mixer {
@@ -165,12 +182,6 @@ impl Layer {
             MixerLayer::Latent(latent) => latent.forward(&mut input, cache, positions),
         };
         add(x_td, &mixed_td);
-        let normed_td = self.mlp_norm.of(x_td);
-        let mut input = Input::new(&normed_td, hidden);
-        let changed_td = match &self.mlp {
-            MlpLayer::GatedSilu(mlp) => mlp.forward(&mut input),
-        };
-        add(x_td, &changed_td);
     }
 }
 

@@ -37,6 +37,18 @@ impl LatentAttention {
         cache: &mut LayerCache,
         positions: &Positions<'_>,
     ) -> Vec<f32> {
+        let o_thd = self.mixed(x, cache, positions);
+        let width = self.spec.heads * self.spec.head_dim;
+        self.o.forward(&mut Input::new(&o_thd, width))
+    }
+
+    /// What the output projection reads, `[t, heads, head_dim]`.
+    pub(crate) fn mixed(
+        &self,
+        x: &mut Input<'_>,
+        cache: &mut LayerCache,
+        positions: &Positions<'_>,
+    ) -> Vec<f32> {
         let LatentSpec {
             heads,
             kv_heads,
@@ -64,7 +76,6 @@ impl LatentAttention {
         let shape = CacheShape::of_heads(kv_heads, head_dim, head_dim);
         let mut rebuilt = LayerCache::new(shape, KvCodec::F32);
         rebuilt.append(&k_shd, &v_shd);
-        let o_thd = attend(&q_thd, &rebuilt, heads, None);
-        self.o.forward(&mut Input::new(&o_thd, heads * head_dim))
+        attend(&q_thd, &rebuilt, heads, None)
     }
 }

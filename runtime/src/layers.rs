@@ -1,12 +1,17 @@
-//! The decoder taken apart: one window from layer to layer, for whoever looks between them.
+//! The decoder taken apart: one window from layer to layer, and what each matrix reads there, for
+//! whoever looks between them.
 //!
 //! Owns no arithmetic: the steps are those of [`Decoder::hidden`] in the same order and with the
 //! same results, bit for bit. Carrying many windows through one layer before the next reads each
 //! layer's weights once, however many windows there are.
 
-use crate::Error;
-use crate::decoder::{CHUNK_TOKENS, Decoder};
-use crate::rope::Positions;
+use neuroconv_recipes::{Mixer, MlaEncoder, ModelSpec, Role};
+
+use crate::cache::LayerCache;
+use crate::decoder::{CHUNK_TOKENS, Decoder, Layer, MixerLayer, MlpLayer};
+use crate::linear::Input;
+use crate::rope::{Positions, Rope};
+use crate::{Error, KvCache, KvCodec, WeightSource};
 
 impl Decoder {
     /// The embedded rows `[t, hidden]` of a window that begins at position 0.
@@ -34,14 +39,165 @@ impl Decoder {
     }
 }
 
+/// One layer of a model without the others.
+#[derive(Debug)]
+pub struct OneLayer {
+    index: usize,
+    spec: ModelSpec,
+    rope: Rope,
+    layer: Layer,
+}
+
+impl OneLayer {
+    /// Loads layer `index` of `src`.
+    pub fn load(src: &dyn WeightSource, index: usize) -> Result<Self, Error> {
+        neuroconv_kernels::isa()?;
+        let spec = src.spec().clone();
+        spec.validate()?;
+        Ok(OneLayer {
+            index,
+            rope: Rope::new(&spec),
+            layer: crate::load::layer(src, &spec, index)?,
+            spec,
+        })
+    }
+
+    /// The description of the model.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Takes the residual stream `[t, hidden]` of a window that begins at position 0 through the
+    /// layer.
+    pub fn run(&self, x_td: &mut [f32]) {
+        self.each_chunk(x_td, |layer, x_td, cache, positions| {
+            layer.forward(x_td, self.spec.hidden, cache.layer(self.index), positions);
+        });
+    }
+
+    /// What the matrix of a role reads when the residual stream `[t, hidden]` of a window passes:
+    /// `[t, columns]`. `None` for a matrix that does not read activations of a layer as they are.
+    pub fn input(&self, role: Role, x_td: &[f32]) -> Option<Vec<f32>> {
+        let place = Place::of(role, &self.spec.layers[self.index].mixer)?;
+        let mut seen = Vec::new();
+        let mut x_td = x_td.to_vec();
+        self.each_chunk(&mut x_td, |layer, x_td, cache, positions| {
+            let cache = cache.layer(self.index);
+            seen.extend(layer.input(place, x_td, self.spec.hidden, cache, positions));
+        });
+        Some(seen)
+    }
+
+    fn each_chunk(
+        &self,
+        x_td: &mut [f32],
+        mut step: impl FnMut(&Layer, &mut [f32], &mut KvCache, &Positions<'_>),
+    ) {
+        let hidden = self.spec.hidden;
+        let mut cache = KvCache::new(&self.spec, KvCodec::default());
+        for (chunk, x_td) in x_td.chunks_mut(CHUNK_TOKENS * hidden).enumerate() {
+            let positions = Positions::new(&self.rope, chunk * CHUNK_TOKENS, x_td.len() / hidden);
+            step(&self.layer, x_td, &mut cache, &positions);
+        }
+    }
+}
+
+/// Where in a layer activations are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Mixer,
+    MixerOutput,
+    Mlp,
+    MlpOutput,
+}
+
+impl Place {
+    fn of(role: Role, mixer: &Mixer) -> Option<Self> {
+        match role {
+            Role::Q => Some(Place::Mixer),
+            Role::K | Role::V => match mixer {
+                Mixer::Attention(_) | Mixer::Mla(_) => Some(Place::Mixer),
+                Mixer::Latent(_) => None,
+            },
+            Role::KvA => match mixer {
+                Mixer::Mla(mla) if matches!(mla.encoder, MlaEncoder::Normed { .. }) => None,
+                Mixer::Mla(_) | Mixer::Latent(_) => Some(Place::Mixer),
+                Mixer::Attention(_) => None,
+            },
+            Role::O => Some(Place::MixerOutput),
+            Role::Gate | Role::Up => Some(Place::Mlp),
+            Role::Down => Some(Place::MlpOutput),
+            Role::QRope
+            | Role::KB
+            | Role::VB
+            | Role::RopeFreq
+            | Role::Embed
+            | Role::Head
+            | Role::FinalNorm
+            | Role::AttnNorm
+            | Role::QNorm
+            | Role::KNorm
+            | Role::MlpNorm
+            | Role::QBias
+            | Role::KBias
+            | Role::VBias
+            | Role::OBias
+            | Role::KvABias
+            | Role::GateBias
+            | Role::UpBias
+            | Role::DownBias => None,
+        }
+    }
+}
+
+impl Layer {
+    fn input(
+        &self,
+        place: Place,
+        x_td: &mut [f32],
+        hidden: usize,
+        cache: &mut LayerCache,
+        positions: &Positions<'_>,
+    ) -> Vec<f32> {
+        match place {
+            Place::Mixer => self.mixer_norm.of(x_td),
+            Place::MixerOutput => {
+                let normed_td = self.mixer_norm.of(x_td);
+                let mut input = Input::new(&normed_td, hidden);
+                match &self.mixer {
+                    MixerLayer::Attention(attention) => {
+                        attention.mixed(&mut input, cache, positions)
+                    }
+                    MixerLayer::Mla(mla) => mla.mixed(&mut input, cache, positions),
+                    MixerLayer::Latent(latent) => latent.mixed(&mut input, cache, positions),
+                }
+            }
+            Place::Mlp => {
+                self.mix(x_td, hidden, cache, positions);
+                self.mlp_norm.of(x_td)
+            }
+            Place::MlpOutput => {
+                self.mix(x_td, hidden, cache, positions);
+                let normed_td = self.mlp_norm.of(x_td);
+                match &self.mlp {
+                    MlpLayer::GatedSilu(mlp) => mlp.gated(&mut Input::new(&normed_td, hidden)),
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use neuroconv_recipes::{Role, TensorId};
+
     use crate::testing::{Model, spec};
-    use crate::{Decoder, Error};
+    use crate::{Decoder, Error, OneLayer, WeightSource as _};
 
     #[test]
     fn layer_by_layer_gives_the_same_bits_as_in_one_go() {
-        let decoder = Decoder::load(&Model::random(spec())).unwrap();
+        let model = Model::random(spec());
+        let decoder = Decoder::load(&model).unwrap();
         let tokens: Vec<u32> = (0..140).map(|i| (i * 17 + 3) % 50).collect();
         let mut x_td = decoder.embed(&tokens).unwrap();
         for index in 0..decoder.spec().layers.len() {
@@ -49,10 +205,50 @@ mod tests {
         }
         decoder.finish(&mut x_td);
         assert!(x_td == decoder.hidden(&tokens, &mut decoder.new_cache()).unwrap());
+        let mut again_td = decoder.embed(&tokens).unwrap();
+        for index in 0..decoder.spec().layers.len() {
+            OneLayer::load(&model, index).unwrap().run(&mut again_td);
+        }
+        decoder.finish(&mut again_td);
+        assert!(x_td == again_td);
         assert!(matches!(decoder.embed(&[]), Err(Error::NoTokens)));
         assert!(matches!(
             decoder.embed(&[50]),
             Err(Error::TokenRange { .. })
         ));
+    }
+    /// The last two matrices of a layer applied to what they are said to read, added to the residual
+    /// stream, are what the layer gives.
+    #[test]
+    fn inputs_are_what_the_matrices_read() {
+        let model = Model::random(spec());
+        let decoder = Decoder::load(&model).unwrap();
+        let tokens: Vec<u32> = (0..600).map(|i| (i * 17 + 3) % 50).take(140).collect();
+        let x_td = decoder.embed(&tokens).unwrap();
+        let layer = OneLayer::load(&model, 0).unwrap();
+        let mut expected_td = x_td.clone();
+        layer.run(&mut expected_td);
+        let hidden = decoder.spec().hidden;
+        let mut found_td = x_td.clone();
+        let values =
+            |role| neuroconv_quant::dequantize(&model.tensor(TensorId::layer(0, role)).unwrap());
+        for (role, bias) in [(Role::O, Role::OBias), (Role::Down, Role::DownBias)] {
+            let (w, bias_d) = (values(role), values(bias));
+            let read = layer.input(role, &x_td).unwrap();
+            let cols = w.len() / hidden;
+            for (y_d, x_k) in found_td.chunks_mut(hidden).zip(read.chunks(cols)) {
+                for ((y, w_k), bias) in y_d.iter_mut().zip(w.chunks(cols)).zip(&bias_d) {
+                    *y += bias + w_k.iter().zip(x_k).map(|(w, x)| w * x).sum::<f32>();
+                }
+            }
+        }
+        let off = found_td
+            .iter()
+            .zip(&expected_td)
+            .map(|(a, b)| (a - b).abs());
+        assert!(off.fold(0.0, f32::max) < 1e-4);
+        assert_eq!(layer.input(Role::K, &x_td), layer.input(Role::Q, &x_td));
+        assert_ne!(layer.input(Role::Up, &x_td), layer.input(Role::Q, &x_td));
+        assert_eq!(layer.input(Role::KB, &x_td), None);
     }
 }

@@ -51,6 +51,15 @@ impl Decoder {
     }
 }
 
+/// One layer of `src`, whose description is `spec`.
+pub(crate) fn layer(
+    src: &dyn WeightSource,
+    spec: &ModelSpec,
+    index: usize,
+) -> Result<Layer, Error> {
+    Loader::new(src, spec).layer(index, &spec.layers[index].mixer)
+}
+
 /// Takes tensors out of a source, checks their shapes and counts what a token will read.
 struct Loader<'s> {
     src: &'s dyn WeightSource,

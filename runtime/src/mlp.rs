@@ -15,8 +15,14 @@ pub(crate) struct GatedSilu {
 impl GatedSilu {
     /// `[t, hidden]` to `[t, hidden]`.
     pub(crate) fn forward(&self, x: &mut Input<'_>) -> Vec<f32> {
+        let gated_tf = self.gated(x);
+        self.down.forward(&mut Input::new(&gated_tf, self.ffn))
+    }
+
+    /// What the down projection reads, `[t, ffn]`.
+    pub(crate) fn gated(&self, x: &mut Input<'_>) -> Vec<f32> {
         let [mut gate_tf, up_tf] = Linear::forward_all([&self.gate, &self.up], x);
         silu_gate(&mut gate_tf, &up_tf);
-        self.down.forward(&mut Input::new(&gate_tf, self.ffn))
+        gate_tf
     }
 }

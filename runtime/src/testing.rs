@@ -6,7 +6,7 @@ use neuroconv_format::{
     ActivationBits, Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout,
     PackedTensor, Tensor,
 };
-use neuroconv_quant::{QuantizeSpec, Threshold, dequantize, quantize, residual};
+use neuroconv_quant::{QuantizeSpec, dequantize, quantize, residual};
 use neuroconv_recipes::{
     AttentionSpec, Biases, BlockSpec, LayerSpec, Mixer, Mlp, ModelSpec, Norm, Order, QkNorm,
     RoleKind, RopeLayout, RopeScaling, RopeSpec, SpecialTokens, TensorId,
@@ -197,12 +197,8 @@ fn with_shifts(packed: &PackedTensor) -> PackedTensor {
 }
 
 fn packed(w: &[f32], [rows, cols]: [usize; 2], codec: Codec, group: usize) -> PackedTensor {
-    let how = QuantizeSpec {
-        codec,
-        group,
-        threshold: Threshold::Mse,
-    };
-    quantize(w, rows, cols, &how).unwrap().0
+    let how = QuantizeSpec::new(codec, group);
+    quantize(w, rows, cols, &how, None).unwrap().0
 }
 
 /// The first two rows of `w` times a random matrix: about as large as `w`.

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::number::group_size;
-use super::{CalibrationArgs, JudgeArgs, LimitArgs, MeasureArgs, ReportArgs};
+use super::{CalibrationArgs, JudgeArgs, LimitArgs, MeasureArgs, PackArgs, ReportArgs};
 
 /// Flags of every conversion.
 #[derive(Debug, Clone, Args)]
@@ -65,9 +64,13 @@ pub(crate) struct QuantizeArgs {
     /// A checkpoint folder
     pub(crate) model: PathBuf,
 
-    /// Columns that share a scale
-    #[arg(long, value_name = "N", value_parser = group_size)]
-    pub(crate) group_size: Option<usize>,
+    /// How matrices are packed.
+    #[command(flatten, next_help_heading = "Packing")]
+    pub(crate) pack: PackArgs,
+
+    /// Which text is learned from.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) calibration: CalibrationArgs,
 
     /// What all conversions share.
     #[command(flatten)]
@@ -84,9 +87,17 @@ pub(crate) struct TernaryArgs {
     #[arg(long, value_name = "RULE")]
     pub(crate) threshold: Option<neuroconv_recipes::Threshold>,
 
-    /// Columns that share a scale
-    #[arg(long, value_name = "N", value_parser = group_size)]
-    pub(crate) group_size: Option<usize>,
+    /// Ternary planes: two are nine levels in four bits
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub(crate) planes: Option<u8>,
+
+    /// How matrices are packed.
+    #[command(flatten, next_help_heading = "Packing")]
+    pub(crate) pack: PackArgs,
+
+    /// Which text is learned from.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) calibration: CalibrationArgs,
 
     /// What all conversions share.
     #[command(flatten)]

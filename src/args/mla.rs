@@ -1,6 +1,6 @@
 //! Flags of `mla`, and the ones that name calibration text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -81,6 +81,13 @@ pub(crate) struct CalibrationArgs {
     /// Tokens per calibration window [default: as --ctx]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
     pub(crate) calib_ctx: Option<u32>,
+}
+
+impl CalibrationArgs {
+    /// Whether nothing is to be learned from text.
+    pub(crate) fn is_none(&self) -> bool {
+        self.calib.as_deref() == Some(Path::new("none"))
+    }
 }
 
 /// A rank, or the word `auto`.

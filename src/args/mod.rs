@@ -4,6 +4,7 @@ mod convert;
 mod judge;
 mod mla;
 mod number;
+mod pack;
 mod report;
 mod run;
 mod show;
@@ -16,6 +17,7 @@ pub(crate) use judge::{
 };
 pub(crate) use mla::{CalibrationArgs, MlaArgs};
 pub(crate) use number::ThreadCounts;
+pub(crate) use pack::PackArgs;
 pub(crate) use report::{GithubArg, ReportArgs, ReportForm};
 pub(crate) use run::{BenchArgs, DemoArgs, EvalArgs, GenerateArgs, KvArg};
 pub(crate) use show::{DiffArgs, InspectArgs, PlanArgs, SchemaArg, SchemaArgs};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use neuroconv_runtime::KvCodec;
 
-use super::MeasureArgs;
 use super::number::{non_negative, share};
+use super::{CalibrationArgs, MeasureArgs};
 
 /// Flags of `eval`.
 #[derive(Debug, Args)]
@@ -98,6 +98,10 @@ pub(crate) struct DemoArgs {
     /// How quality is measured.
     #[command(flatten)]
     pub(crate) measure: MeasureArgs,
+
+    /// Which text is learned from.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) calibration: CalibrationArgs,
 
     /// Keep the artifacts here, refused ones included
     #[arg(long, value_name = "DIR")]

@@ -11,7 +11,7 @@ use neuroconv_verify::{CheckStatus, Verdict, render};
 use super::plan;
 use crate::args::{CalibrationArgs, ConvertArgs, LimitArgs, MlaArgs};
 use crate::args::{QuantizeArgs, RunArgs, TernaryArgs};
-use crate::calibration::{CalibrationText, calibration};
+use crate::calibration::{CalibrationText, ENGLISH, calibration};
 use crate::corpus;
 use crate::exit::Exit;
 use crate::failure::Misuse;
@@ -34,21 +34,20 @@ pub(crate) fn int4(args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
 
 fn quantize(name: &str, args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
     let mut recipe = neuroconv_recipes::builtin(name)?;
-    if let Some(group) = args.group_size {
-        recipe.set_group_size(group)?;
-    }
-    convert(&args.model, recipe, &args.convert, ui)
+    args.pack.apply(&mut recipe)?;
+    convert(&args.model, recipe, &args.convert, &args.calibration, ui)
 }
 
 pub(crate) fn ternary(args: &TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
     let mut recipe = neuroconv_recipes::builtin("ternary")?;
-    if let Some(group) = args.group_size {
-        recipe.set_group_size(group)?;
-    }
+    args.pack.apply(&mut recipe)?;
     if let Some(threshold) = args.threshold {
         recipe.set_threshold(threshold)?;
     }
-    convert(&args.model, recipe, &args.convert, ui)
+    if let Some(planes) = args.planes {
+        recipe.set_ternary("planes", |packed| packed.planes = planes)?;
+    }
+    convert(&args.model, recipe, &args.convert, &args.calibration, ui)
 }
 
 pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -61,8 +60,7 @@ pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
     })?;
     let output = &mut args.convert.output.output;
     *output = output.take().or(run.output.map(PathBuf::from));
-    let learning = Some(&args.calibration);
-    convert_learning(&model, recipe, &args.convert, learning, ui)
+    convert(&model, recipe, &args.convert, &args.calibration, ui)
 }
 
 pub(crate) fn mla(args: &MlaArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -72,13 +70,7 @@ pub(crate) fn mla(args: &MlaArgs, ui: Ui) -> anyhow::Result<Exit> {
     section.check("command line")?;
     recipe.mla = Some(section);
     name.clone_into(&mut recipe.name);
-    convert_learning(
-        &args.model,
-        recipe,
-        &args.convert,
-        Some(&args.calibration),
-        ui,
-    )
+    convert(&args.model, recipe, &args.convert, &args.calibration, ui)
 }
 
 /// The limits that the command line sets.
@@ -91,19 +83,18 @@ pub(crate) fn limits(args: &LimitArgs) -> Limits {
     }
 }
 
-fn convert(model: &Path, recipe: Recipe, args: &ConvertArgs, ui: Ui) -> anyhow::Result<Exit> {
-    convert_learning(model, recipe, args, None, ui)
-}
-
 /// A conversion; `learning` names the text that it learns from, where the recipe asks for it.
-fn convert_learning(
+fn convert(
     model: &Path,
     mut recipe: Recipe,
     args: &ConvertArgs,
-    learning: Option<&CalibrationArgs>,
+    learning: &CalibrationArgs,
     ui: Ui,
 ) -> anyhow::Result<Exit> {
     recipe.set_limits(limits(&args.limits))?;
+    if learning.is_none() {
+        recipe.without_learning()?;
+    }
     let source = plan::checkpoint(model)?;
     let plan = neuroconv_convert::plan(&source, &recipe)?;
     if args.output.dry_run {
@@ -117,9 +108,10 @@ fn convert_learning(
     let tokenizer = TextTokenizer::open(source.files().path())?;
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let tokenizer = &measurement.tokenizer;
-    let calibration = match learning.filter(|_| recipe.mla.is_some()) {
-        Some(args) => calibration(args, source.spec(), tokenizer, &measurement)?,
-        None => CalibrationText::default(),
+    let calibration = if recipe.learns() {
+        calibration(learning, ENGLISH, source.spec(), tokenizer, &measurement)?
+    } else {
+        CalibrationText::default()
     };
     recipe.calibration.clone_from(&calibration.record);
     announce(model, &output, &plan, ui);

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::plan;
 use crate::args::{DemoArgs, JudgeArgs};
-use crate::calibration::CalibrationText;
+use crate::calibration::{CalibrationText, ENGLISH, calibration};
 use crate::corpus::{self, Measurement};
 use crate::demo_model;
 use crate::exit::Exit;
@@ -64,6 +64,13 @@ pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
         .clone()
         .unwrap_or_else(|| scratch.path().to_owned());
     fs_err::create_dir_all(&out)?;
+    let text = if built_in {
+        demo_model::CALIBRATION
+    } else {
+        ENGLISH
+    };
+    let spec = source.spec();
+    let calibration = calibration(&args.calibration, text, spec, tokenizer, &measurement)?;
     let prompt = prompt(&measurement, tokenizer)?;
     let original = sample(&source, tokenizer, &prompt)?;
     let mut rows = Vec::new();
@@ -74,6 +81,7 @@ pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
             &source,
             tokenizer,
             &measurement,
+            &calibration,
             &out,
             args.keep.is_some(),
             &prompt,
@@ -116,6 +124,7 @@ fn one(
     source: &Checkpoint,
     tokenizer: &TextTokenizer,
     measurement: &Measurement,
+    calibration: &CalibrationText,
     out: &Path,
     keep: bool,
     prompt: &[u32],
@@ -123,7 +132,11 @@ fn one(
 ) -> anyhow::Result<Row> {
     machine::reset_peak_rss();
     let start = Instant::now();
-    let recipe = neuroconv_recipes::builtin(name)?;
+    let mut recipe = neuroconv_recipes::builtin(name)?;
+    if calibration.windows.is_empty() {
+        recipe.without_learning()?;
+    }
+    recipe.calibration.clone_from(&calibration.record);
     let plan = neuroconv_convert::plan(source, &recipe)?;
     let output: PathBuf = out.join(format!("{}-{name}", plan.source.id));
     let job = Job {
@@ -132,7 +145,7 @@ fn one(
         plan: &plan,
         output: &output,
         overwrite: true,
-        calibration: &CalibrationText::default(),
+        calibration,
         measurement,
         // The rows of the table are compared with one another, on the same tokens.
         judge: &JudgeArgs {

@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         allow_quality_loss: true,
         parity_windows: 1,
         kv: KvCodec::F32,
+        feedback: std::collections::BTreeSet::new(),
         logit_cache: None,
         thorough: false,
     };

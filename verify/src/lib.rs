@@ -13,6 +13,7 @@ pub mod error;
 pub mod evaluate;
 pub mod gate;
 pub mod greedy;
+mod layer_inputs;
 pub mod logit_cache;
 pub mod metrics;
 mod parallel;

@@ -1,5 +1,6 @@
 //! The whole of a verification: parity, stored tensors, comparison with the original, verdict.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -23,6 +24,8 @@ use crate::stats::Level;
 use crate::tally::Tally;
 use crate::yardstick::{Rounded, Yardstick};
 
+/// Tokens whose outputs are compared, matrix by matrix.
+const AUDIT_TOKENS: usize = 128;
 /// Tokens per window of the long rows, at most.
 const LONG_CTX: usize = 2048;
 /// Tokens that the original's parity is measured on, where a quarter of a window is less.
@@ -51,6 +54,9 @@ pub struct VerifyOptions {
     /// Number format of the cache while quality is measured. Parity is measured in single precision,
     /// since it is the weights' arithmetic that must agree.
     pub kv: KvCodec,
+    /// Matrices of the artifact that were rounded so that their outputs are right rather than their
+    /// weights; they are compared by their outputs.
+    pub feedback: BTreeSet<String>,
     /// Where the original's logits are kept between runs.
     pub logit_cache: Option<PathBuf>,
     /// Whether to measure what no check rests on too: layers, long windows, continuations.
@@ -199,7 +205,11 @@ impl<'a> Run<'a> {
             Parity::measure(&reference, &runtime, &sample, limits, progress)
         })?;
         let runtime = runtime.with_kv(options.kv);
-        let audit = clock.time("stored tensors", || audit(base, artifact, progress))?;
+        let audit = clock.time("stored tensors", || {
+            let tokens = sample.iter().flat_map(|placed| &placed.tokens).copied();
+            let tokens: Vec<u32> = tokens.take(AUDIT_TOKENS).collect();
+            audit(base, artifact, &options.feedback, &tokens, progress)
+        })?;
         let base_runtime = RuntimeScorer::new(base)?;
         let base_reference = ReferenceScorer::new(base)?;
         let base_agrees = clock.time("parity of the original", || {

@@ -92,6 +92,7 @@ mod tests {
             allow_quality_loss: false,
             parity_windows: 2,
             kv: KvCodec::F32,
+            feedback: std::collections::BTreeSet::new(),
             logit_cache: None,
             thorough: true,
         }

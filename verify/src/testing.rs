@@ -105,6 +105,7 @@ pub(crate) fn report() -> Report {
         rel_mse,
         zeros: rel_mse.map(|_| 0.25),
         entropy_bits: rel_mse.map(|_| 1.5),
+        output_error: rel_mse.map(|e| e / 10.0),
     };
     Report {
         schema_version: 1,

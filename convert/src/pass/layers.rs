@@ -1,21 +1,16 @@
 //! Converted layers on disk: one safetensors file and one report each.
-//!
-//! Owns the promise that a layer's file is whole when it stands under its name: it is written
-//! beside it, synced and renamed, after the report.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use neuroconv_format::writer::{PlannedTensor, SafetensorsLayout};
 use neuroconv_format::{DType, SafetensorsFile};
 use neuroconv_recipes::{ModelSpec, TensorId};
 use serde::{Deserialize, Serialize};
 
 use super::tensors::{self, RoleTensor};
 use crate::Error;
-use crate::folder;
+use crate::layer_file::{self, LayerTensor};
 use crate::mla::{Converted, Diagnostics};
-use crate::staging::sync_dir;
 
 /// What the conversion of one layer found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,7 +59,7 @@ impl ConvertedLayers {
             full_rank: None,
         };
         for &layer in wanted {
-            if found.weights_path(layer).is_file() {
+            if layer_file::weights_path(dir, layer).is_file() {
                 found.take(spec, layer)?;
             }
         }
@@ -108,28 +103,17 @@ impl ConvertedLayers {
         let Some(tensors) = tensors::of(found) else {
             return Ok(());
         };
-        let report = report(layer, diagnostics);
-        let json = serde_json::to_vec_pretty(&report).expect("a report has finite numbers");
-        folder::write(&self.report_path(layer), &json)?;
-        let partial = self.dir.join(format!("layer-{layer}.partial"));
-        folder::write(&partial, &bytes(layer, &tensors)?)?;
-        fs_err::File::open(&partial)?.sync_all()?;
-        fs_err::rename(&partial, self.weights_path(layer))?;
-        sync_dir(&self.dir)?;
+        let tensors: Vec<LayerTensor> = tensors
+            .into_iter()
+            .map(|tensor| layer_tensor(layer, tensor))
+            .collect();
+        layer_file::keep(&self.dir, layer, &tensors, &report(layer, diagnostics))?;
         self.take(spec, layer)
     }
 
-    fn weights_path(&self, layer: usize) -> PathBuf {
-        self.dir.join(format!("layer-{layer}.safetensors"))
-    }
-
-    fn report_path(&self, layer: usize) -> PathBuf {
-        self.dir.join(format!("layer-{layer}.json"))
-    }
-
     fn take(&mut self, spec: &ModelSpec, layer: usize) -> Result<(), Error> {
-        let file = SafetensorsFile::open(self.weights_path(layer))?;
-        let report = fs_err::read(self.report_path(layer))?;
+        let file = SafetensorsFile::open(layer_file::weights_path(&self.dir, layer))?;
+        let report = fs_err::read(layer_file::report_path(&self.dir, layer))?;
         let fits = spec.tensors().iter().all(|(id, shape)| {
             let name = id.to_string();
             let of_layer = id.layer == Some(layer) && id.role.is_mixer();
@@ -168,23 +152,12 @@ fn report(layer: usize, d: &Diagnostics) -> LayerReport {
     }
 }
 
-/// A whole safetensors file.
-fn bytes(layer: usize, tensors: &[RoleTensor]) -> Result<Vec<u8>, Error> {
-    let name = |t: &RoleTensor| TensorId::layer(layer, t.role).to_string();
-    let planned = tensors.iter().map(|t| PlannedTensor {
-        name: name(t),
+fn layer_tensor(layer: usize, tensor: RoleTensor) -> LayerTensor {
+    let bytes: Vec<u8> = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    LayerTensor {
+        name: TensorId::layer(layer, tensor.role).to_string(),
         dtype: DType::F32,
-        shape: t.shape.clone(),
-    });
-    let layout = SafetensorsLayout::new(planned.collect())?;
-    let mut file = layout.header_bytes();
-    file.resize(layout.file_size() as usize, 0);
-    for tensor in tensors {
-        let range = layout.range(&name(tensor)).expect("it was laid out for it");
-        let place = &mut file[range.start as usize..range.end as usize];
-        for (to, value) in place.as_chunks_mut().0.iter_mut().zip(&tensor.values) {
-            *to = value.to_le_bytes();
-        }
+        shape: tensor.shape,
+        bytes: bytes.into(),
     }
-    Ok(file)
 }

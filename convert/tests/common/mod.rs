@@ -168,9 +168,16 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Converts by a built-in recipe, from plan to emission.
+/// A built-in recipe that rounds every group by itself.
+pub(crate) fn plain(name: &str) -> Result<Recipe, Error> {
+    let mut recipe = neuroconv_recipes::builtin(name)?;
+    recipe.without_learning()?;
+    Ok(recipe)
+}
+
+/// Converts by a built-in recipe without calibration, from plan to emission.
 pub(crate) fn convert(source: &Path, recipe: &str, output: &Path) -> Result<PathBuf, Error> {
     let staging = Staging::open(output, false)?;
-    let recipe = neuroconv_recipes::builtin(recipe)?;
+    let recipe = plain(recipe)?;
     stage(source, &recipe, staging, &Quiet, &AtomicBool::new(false))?.emit(&passed(), &Quiet)
 }

@@ -8,7 +8,6 @@ use neuroconv_convert::Staging;
 use neuroconv_format::Validate;
 use neuroconv_format::manifest::{Manifest, VerdictStatus};
 use neuroconv_quant::{dequantize, relative_mse};
-use neuroconv_recipes::builtin;
 use neuroconv_runtime::{Checkpoint, PackedModel, Quiet, WeightSource as _};
 use sha2::{Digest as _, Sha256};
 
@@ -159,7 +158,7 @@ fn a_staged_artifact_opens_but_is_marked_unverified() {
     let source = dir.path().join("source");
     common::write_checkpoint(&source, 1, |_, _| {});
     let staging = Staging::open(&dir.path().join("model"), false).unwrap();
-    let recipe = builtin("ternary").unwrap();
+    let recipe = common::plain("ternary").unwrap();
     let staged = common::stage(&source, &recipe, staging, &Quiet, &AtomicBool::new(false)).unwrap();
     PackedModel::open(&staged.path(), Validate::Full).unwrap();
     assert_eq!(

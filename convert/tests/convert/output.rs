@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 
 use neuroconv_convert::{Emission, Error, StagedArtifact, Staging};
 use neuroconv_format::manifest::VerdictStatus;
-use neuroconv_recipes::builtin;
 use neuroconv_runtime::Quiet;
 
 use crate::common;
@@ -30,7 +29,7 @@ impl Case {
         let never = AtomicBool::new(false);
         common::stage(
             &self.path("source"),
-            &builtin(recipe).unwrap(),
+            &common::plain(recipe).unwrap(),
             staging,
             &Quiet,
             &never,
@@ -253,7 +252,7 @@ fn a_source_that_changes_meanwhile_is_refused() {
         let staging = Staging::open(&case.path("out/model"), false).unwrap();
         let refused = common::stage(
             &case.path("source"),
-            &builtin("int4").unwrap(),
+            &common::plain("int4").unwrap(),
             staging,
             &Meddles(&changed),
             &AtomicBool::new(false),

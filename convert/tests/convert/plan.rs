@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use neuroconv_convert::{Error, Plan, plan};
-use neuroconv_recipes::{Recipe, builtin};
+use neuroconv_recipes::Recipe;
 use neuroconv_runtime::Checkpoint;
 
 use crate::common;
 
 fn plan_of(source: &Path, recipe: &str) -> Result<Plan, Error> {
-    let recipe = match builtin(recipe) {
+    let recipe = match common::plain(recipe) {
         Ok(recipe) => recipe,
         Err(_) => Recipe::parse(recipe, "test")?,
     };

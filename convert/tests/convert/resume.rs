@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use neuroconv_convert::{Error, Staging};
-use neuroconv_recipes::{Recipe, builtin};
+use neuroconv_recipes::Recipe;
 use neuroconv_runtime::{Progress, Quiet};
 
 use crate::common;
@@ -77,7 +77,7 @@ fn a_run_interrupted_anywhere_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     common::write_checkpoint(&source, 2, |_, _| {});
-    let recipe = builtin("ternary").unwrap();
+    let recipe = common::plain("ternary").unwrap();
     let output = dir.path().join("reference");
     finish(&source, &recipe, &output);
     let reference = common::tree(&output);
@@ -105,7 +105,7 @@ fn a_damaged_journal_or_damaged_weights_cost_work_but_no_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     common::write_checkpoint(&source, 1, |_, _| {});
-    let recipe = builtin("int4").unwrap();
+    let recipe = common::plain("int4").unwrap();
     let output = dir.path().join("reference");
     finish(&source, &recipe, &output);
     let reference = common::tree(&output);
@@ -152,9 +152,9 @@ fn another_recipe_starts_afresh_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let (source, output) = (dir.path().join("source"), dir.path().join("model"));
     common::write_checkpoint(&source, 1, |_, _| {});
-    let (_, old) = interrupt(&source, &builtin("int4").unwrap(), &output, 5);
+    let (_, old) = interrupt(&source, &common::plain("int4").unwrap(), &output, 5);
     assert!(old.exists());
-    let (resumed, notes) = finish(&source, &builtin("int8").unwrap(), &output);
+    let (resumed, notes) = finish(&source, &common::plain("int8").unwrap(), &output);
     assert_eq!(resumed, 0);
     assert!(
         notes.iter().any(|note| note.contains("starting afresh")),
@@ -170,7 +170,7 @@ fn another_source_starts_afresh() {
     let dir = tempfile::tempdir().unwrap();
     let (source, output) = (dir.path().join("source"), dir.path().join("model"));
     common::write_checkpoint(&source, 1, |_, _| {});
-    let recipe = builtin("int4").unwrap();
+    let recipe = common::plain("int4").unwrap();
     interrupt(&source, &recipe, &output, 5);
     common::write_checkpoint(&source, 1, |name, values| {
         if name == "lm_head.weight" {
@@ -186,7 +186,7 @@ fn an_interrupt_while_hashing_the_source_leaves_nothing() {
     let source = dir.path().join("source");
     common::write_checkpoint(&source, 1, |_, _| {});
     let staging = Staging::open(&dir.path().join("model"), false).unwrap();
-    let recipe = builtin("int4").unwrap();
+    let recipe = common::plain("int4").unwrap();
     let stopped = common::stage(&source, &recipe, staging, &Quiet, &AtomicBool::new(true));
     assert!(matches!(
         stopped,

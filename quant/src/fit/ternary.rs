@@ -8,6 +8,7 @@
 
 use half::f16;
 
+use super::GroupFit;
 use crate::Threshold;
 use crate::error::Error;
 use crate::stats::entropy_bits;
@@ -62,6 +63,98 @@ fn quantile(w: &[f32], share: f64) -> f32 {
 ///
 /// Panics when the lengths differ.
 pub fn fit(w: &[f32], importance: Option<&[f32]>, rule: Rule, levels: &mut [i8]) -> f16 {
+    fit_with_threshold(w, importance, rule, levels).0
+}
+
+/// [`fit`] with the threshold it came to, in scales.
+pub(super) fn fit_with_band(
+    w: &[f32],
+    importance: Option<&[f32]>,
+    rule: Rule,
+    levels: &mut [i8],
+) -> GroupFit {
+    let (scale, threshold) = fit_with_threshold(w, importance, rule, levels);
+    let band = match rule {
+        Rule::Mse => super::NEAREST,
+        _ if scale.to_f32() > 0.0 => threshold / scale.to_f32(),
+        _ => super::NEAREST,
+    };
+    GroupFit {
+        scale,
+        shift: f16::ZERO,
+        band,
+    }
+}
+
+/// Turns of levels, and scale and shift, at most.
+const SHIFT_TURNS: usize = 15;
+
+/// Fits one group with a shift: turns of [`fit`] on the shifted weights, and of the scale and shift
+/// of least squared error for its levels, as long as the error falls.
+///
+/// Panics when the lengths differ.
+pub(super) fn fit_shifted(
+    w: &[f32],
+    importance: Option<&[f32]>,
+    rule: Rule,
+    levels: &mut [i8],
+) -> GroupFit {
+    let h = |i: usize| importance.map_or(1.0, |h| f64::from(h[i]));
+    let mut best = fit_with_band(w, importance, rule, levels);
+    let mut least = weighted_error(w, &h, levels, best);
+    let mut now = best;
+    let mut trial = levels.to_vec();
+    for _ in 0..SHIFT_TURNS {
+        now = regressed(w, &h, &trial, now);
+        let moved: Vec<f32> = w.iter().map(|w| w - now.shift.to_f32()).collect();
+        let next = fit_with_band(&moved, importance, rule, &mut trial);
+        now = GroupFit {
+            shift: now.shift,
+            ..next
+        };
+        let error = weighted_error(w, &h, &trial, now);
+        // NaN comes from a shift beyond f16.
+        if error.is_nan() || error >= least {
+            break;
+        }
+        (best, least) = (now, error);
+        levels.copy_from_slice(&trial);
+    }
+    best
+}
+
+fn weighted_error(w: &[f32], h: &impl Fn(usize) -> f64, levels: &[i8], fit: GroupFit) -> f64 {
+    let terms = w.iter().zip(levels).enumerate();
+    terms
+        .map(|(i, (&w, &level))| h(i) * f64::from(w - fit.value(level)).powi(2))
+        .sum()
+}
+
+/// Scale and shift of least weighted error for given levels.
+fn regressed(w: &[f32], h: &impl Fn(usize) -> f64, levels: &[i8], now: GroupFit) -> GroupFit {
+    let sum = |f: &dyn Fn(usize) -> f64| (0..w.len()).map(|i| h(i) * f(i)).sum::<f64>();
+    let (t, x) = (|i: usize| f64::from(levels[i]), |i: usize| f64::from(w[i]));
+    let (h0, ht, htt) = (sum(&|_| 1.0), sum(&t), sum(&|i| t(i) * t(i)));
+    let (hw, htw) = (sum(&x), sum(&|i| t(i) * x(i)));
+    let determinant = h0 * htt - ht * ht;
+    if determinant <= 1e-12 * h0 * htt {
+        return now;
+    }
+    let scale = (h0 * htw - ht * hw) / determinant;
+    GroupFit {
+        scale: super::to_f16(scale),
+        shift: super::to_f16((hw - scale * ht) / h0),
+        band: now.band,
+    }
+}
+
+/// Scale and threshold.
+fn fit_with_threshold(
+    w: &[f32],
+    importance: Option<&[f32]>,
+    rule: Rule,
+    levels: &mut [i8],
+) -> (f16, f32) {
     assert_eq!(w.len(), levels.len(), "a level for each weight");
     match importance {
         None => fit_weighted(w, |_| 1.0, rule, levels),
@@ -72,7 +165,7 @@ pub fn fit(w: &[f32], importance: Option<&[f32]>, rule: Rule, levels: &mut [i8])
     }
 }
 
-fn fit_weighted(w: &[f32], h: impl Fn(usize) -> f64, rule: Rule, levels: &mut [i8]) -> f16 {
+fn fit_weighted(w: &[f32], h: impl Fn(usize) -> f64, rule: Rule, levels: &mut [i8]) -> (f16, f32) {
     let (scale, threshold) = match rule {
         Rule::Mse => {
             let scale = super::to_f16(best_scale(&descending(w), &h));
@@ -93,7 +186,7 @@ fn fit_weighted(w: &[f32], h: impl Fn(usize) -> f64, rule: Rule, levels: &mut [i
         let kept = w.abs() > threshold && !dead;
         *level = if kept { w.signum() as i8 } else { 0 };
     }
-    scale
+    (scale, threshold)
 }
 
 /// The weighted mean magnitude of what exceeds `threshold`, beside the threshold.

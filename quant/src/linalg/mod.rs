@@ -149,7 +149,7 @@ impl Cholesky {
     }
 }
 
-fn with_scratch<T>(size: StackReq, run: impl FnOnce(&mut MemStack) -> T) -> T {
+pub(crate) fn with_scratch<T>(size: StackReq, run: impl FnOnce(&mut MemStack) -> T) -> T {
     run(MemStack::new(&mut MemBuffer::new(size)))
 }
 

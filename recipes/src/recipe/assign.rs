@@ -1,6 +1,6 @@
 //! Applies a recipe to a model: one scheme and one reason per tensor.
 
-use super::{KeepDtype, Recipe, Rule, Scheme};
+use super::{KeepDtype, Packed, PackedKind, Recipe, Rule, Scheme};
 use crate::Error;
 use crate::recipe::LayerSelect;
 use crate::role::{RoleKind, TensorId};
@@ -130,20 +130,20 @@ fn frequencies(id: TensorId) -> Assignment {
 /// Fewer than eight bits for a latent only where a rule asks for it by name: all heads read it.
 fn with_care(assignment: Assignment) -> Assignment {
     match assignment.scheme {
-        Scheme::Ternary { group_size, .. } | Scheme::Int4 { group_size } => Assignment {
-            scheme: Scheme::Int8 { group_size },
+        Scheme::Packed(packed) if packed.kind != PackedKind::Int8 => Assignment {
+            scheme: Scheme::Packed(Packed::new(PackedKind::Int8).with_group(packed.group_size)),
             reason: "stays int8: every head reads the latent, so its errors reach all of them"
                 .to_owned(),
             ..assignment
         },
-        Scheme::Keep { .. } | Scheme::Int8 { .. } => assignment,
+        Scheme::Keep { .. } | Scheme::Packed(_) => assignment,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{Threshold, builtin};
+    use crate::recipe::builtin;
     use crate::role::Role;
     use crate::samples::{config, resolved};
 
@@ -182,9 +182,9 @@ mod tests {
              { roles = [\"attention\"], scheme = \"int4\", reason = \"small\" }]",
         );
         let of = |layer, role| scheme_of(&recipe, TensorId::layer(layer, role));
-        assert_eq!(of(1, Role::V).scheme, Scheme::Int8 { group_size: 128 });
+        assert_eq!(of(1, Role::V).scheme, Scheme::packed(PackedKind::Int8));
         assert_eq!(of(1, Role::V).reason, "recipe `test`, rule 1");
-        assert_eq!(of(0, Role::V).scheme, Scheme::Int4 { group_size: 128 });
+        assert_eq!(of(0, Role::V).scheme, Scheme::packed(PackedKind::Int4));
         assert_eq!(of(0, Role::V).reason, "small");
         assert_eq!(of(0, Role::Up).scheme, Scheme::Keep { dtype: None });
         assert_eq!(of(0, Role::Up).reason, "recipe `test`, otherwise");
@@ -195,10 +195,7 @@ mod tests {
         let mut config = config();
         config["num_hidden_layers"] = serde_json::json!(16);
         let spec = resolved(&config).spec;
-        let ternary = Scheme::Ternary {
-            group_size: 128,
-            threshold: Threshold::Mse,
-        };
+        let ternary = Scheme::packed(PackedKind::Ternary);
         for Assignment { id, scheme, .. } in
             builtin("ternary-mixed").unwrap().assign(&spec).unwrap()
         {
@@ -222,7 +219,7 @@ mod tests {
         };
         let ternary = builtin("ternary").unwrap();
         for role in [Role::KvA, Role::KB, Role::VB] {
-            assert_eq!(of(&ternary, role), Scheme::Int8 { group_size: 128 });
+            assert_eq!(of(&ternary, role), Scheme::packed(PackedKind::Int8));
         }
         assert_eq!(of(&ternary, Role::Q).name(), "ternary");
         let keep = Scheme::Keep {

@@ -35,7 +35,7 @@ pub fn builtin(name: &str) -> Result<Recipe, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{KeepDtype, Scheme};
+    use crate::recipe::{KeepDtype, PackedKind, Scheme};
     use crate::role::RoleKind;
     use crate::samples::{config_of, resolved};
 
@@ -57,7 +57,7 @@ mod tests {
                             dtype: Some(KeepDtype::F32),
                         },
                         RoleKind::Vocab if recipe.mla.is_some() => Scheme::Keep { dtype: None },
-                        RoleKind::Vocab => Scheme::Int8 { group_size: 128 },
+                        RoleKind::Vocab => Scheme::packed(PackedKind::Int8),
                         RoleKind::Linear | RoleKind::Frequency => continue,
                     };
                     assert_eq!(assignment.scheme, expected, "{name}: {}", assignment.id);

@@ -8,19 +8,23 @@ mod builtin;
 mod calibration;
 mod limits;
 mod mla;
+mod packed;
 mod parse;
 mod print;
 mod scheme;
 mod select;
+mod threshold;
 
 pub use assign::Assignment;
 pub use builtin::{builtin, builtin_names};
 pub use calibration::Calibration;
 pub use limits::Limits;
 pub use mla::{MlaMode, MlaRecipe, Rank};
+pub use packed::{Apart, Method, Packed, PackedKind};
 pub use parse::RunSection;
-pub use scheme::{KeepDtype, Scheme, Threshold};
+pub use scheme::{KeepDtype, Scheme};
 pub use select::{Group, LayerSelect, Selector, UnknownSelector};
+pub use threshold::Threshold;
 
 use serde::Deserialize;
 
@@ -85,40 +89,71 @@ impl Recipe {
     /// Sets the group size of every packed rule for matrices inside blocks. The vocabulary
     /// tables keep theirs.
     pub fn set_group_size(&mut self, group_size: usize) -> Result<(), Error> {
-        scheme::check_group_size(group_size)?;
-        let body = self.rules.iter_mut().filter(|rule| rule.is_body());
-        let sizes: Vec<&mut usize> = body
-            .filter_map(|rule| rule.scheme.group_size_mut())
-            .collect();
-        if sizes.is_empty() {
-            return Err(Error::NothingToSet {
-                recipe: self.name.clone(),
-                what: "a group size",
-            });
-        }
-        for size in sizes {
-            *size = group_size;
-        }
-        Ok(())
+        packed::check_group_size(group_size)?;
+        self.set_body("a group size", |packed| packed.group_size = group_size)
     }
 
     /// Sets the threshold of every ternary rule.
     pub fn set_threshold(&mut self, threshold: Threshold) -> Result<(), Error> {
-        let mut found = false;
+        self.set_ternary("a ternary threshold", |packed| packed.threshold = threshold)
+    }
+
+    /// Changes how matrices inside blocks are packed, in every ternary rule; `what` names the
+    /// change in the error of a recipe without one.
+    pub fn set_ternary(
+        &mut self,
+        what: &'static str,
+        change: impl Fn(&mut Packed),
+    ) -> Result<(), Error> {
         let schemes = self.rules.iter_mut().map(|rule| &mut rule.scheme);
-        for scheme in schemes.chain([&mut self.otherwise.scheme]) {
-            if let Scheme::Ternary { threshold: own, .. } = scheme {
-                *own = threshold;
-                found = true;
+        let all = schemes.chain([&mut self.otherwise.scheme]);
+        let packed = all.filter_map(Scheme::as_packed_mut);
+        let ternary = packed.filter(|packed| packed.kind == PackedKind::Ternary);
+        changed(&self.name, what, ternary.map(change).count())?;
+        self.check_schemes()
+    }
+
+    /// Changes how matrices inside blocks are packed, in every rule that packs them; `what` names
+    /// the change in the error of a recipe without one.
+    pub fn set_body(
+        &mut self,
+        what: &'static str,
+        change: impl Fn(&mut Packed),
+    ) -> Result<(), Error> {
+        let body = self.rules.iter_mut().filter(|rule| rule.is_body());
+        let packed = body.filter_map(|rule| rule.scheme.as_packed_mut());
+        changed(&self.name, what, packed.map(change).count())?;
+        self.check_schemes()
+    }
+
+    /// Whether anything in it is fitted to calibration text.
+    pub fn learns(&self) -> bool {
+        let schemes = self.rules.iter().map(|rule| &rule.scheme);
+        let mut packed = schemes
+            .chain([&self.otherwise.scheme])
+            .filter_map(Scheme::as_packed);
+        self.mla.is_some() || packed.any(Packed::learns)
+    }
+
+    /// Rounds every group by itself, for there is nothing to learn from. Fails where a rule asks
+    /// for what only learning gives.
+    pub fn without_learning(&mut self) -> Result<(), Error> {
+        let schemes = self.rules.iter_mut().map(|rule| &mut rule.scheme);
+        let all = schemes.chain([&mut self.otherwise.scheme]);
+        for packed in all.filter_map(Scheme::as_packed_mut) {
+            packed.method = Method::Rtn;
+            if packed.learns() {
+                return Err(Error::NothingToLearnFrom {
+                    recipe: self.name.clone(),
+                });
             }
         }
-        if found {
-            return Ok(());
-        }
-        Err(Error::NothingToSet {
-            recipe: self.name.clone(),
-            what: "a ternary threshold",
-        })
+        Ok(())
+    }
+
+    fn check_schemes(&self) -> Result<(), Error> {
+        let mut schemes = self.rules.iter().map(|rule| &rule.scheme);
+        schemes.try_for_each(Scheme::check)
     }
 
     /// Replaces the limits that `limits` sets and leaves the others.
@@ -127,6 +162,17 @@ impl Recipe {
         self.limits = limits.or(self.limits);
         Ok(())
     }
+}
+
+/// Fails where nothing could be changed.
+fn changed(recipe: &str, what: &'static str, count: usize) -> Result<(), Error> {
+    if count > 0 {
+        return Ok(());
+    }
+    Err(Error::NothingToSet {
+        recipe: recipe.to_owned(),
+        what,
+    })
 }
 
 #[cfg(test)]
@@ -141,7 +187,7 @@ mod tests {
             let expected = match rule.scheme {
                 Scheme::Keep { .. } => None,
                 _ if rule.is_body() => Some(64),
-                _ => Some(128),
+                Scheme::Packed(_) => Some(128),
             };
             assert_eq!(rule.scheme.group_size(), expected);
         }
@@ -165,10 +211,10 @@ mod tests {
         recipe.set_threshold(Threshold::Twn).unwrap();
         assert!(recipe.rules.iter().any(|rule| {
             rule.scheme
-                == Scheme::Ternary {
-                    group_size: 128,
+                == Scheme::Packed(Packed {
                     threshold: Threshold::Twn,
-                }
+                    ..Packed::new(PackedKind::Ternary)
+                })
         }));
         assert!(
             builtin("int4")

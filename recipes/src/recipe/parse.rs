@@ -210,7 +210,7 @@ fn near_word(message: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{Selector, Threshold};
+    use crate::recipe::{Packed, PackedKind, Selector, Threshold};
     use crate::role::Role;
 
     const FULL: &str = r#"
@@ -254,11 +254,14 @@ output = "out"
                 last: 0.0
             })
         );
-        assert_eq!(recipe.rules[0].scheme, Scheme::Int4 { group_size: 64 });
-        let ternary = Scheme::Ternary {
-            group_size: 128,
+        assert_eq!(
+            recipe.rules[0].scheme,
+            Scheme::Packed(Packed::new(PackedKind::Int4).with_group(64))
+        );
+        let ternary = Scheme::Packed(Packed {
             threshold: Threshold::Sparsity(0.5),
-        };
+            ..Packed::new(PackedKind::Ternary)
+        });
         assert_eq!(recipe.rules[1].scheme, ternary);
         assert_eq!(
             recipe.limits,

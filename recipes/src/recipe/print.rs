@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{MlaRecipe, Rank, Recipe, Rule, Scheme};
+use super::{Apart, MlaRecipe, Packed, PackedKind, Rank, Recipe, Rule, Scheme};
 
 impl Recipe {
     /// The resolved recipe as TOML. This text is stored with an artifact and hashed.
@@ -88,22 +88,47 @@ fn scheme(scheme: &Scheme) -> String {
     let wrote = match scheme {
         Scheme::Keep { dtype: None } => Ok(()),
         Scheme::Keep { dtype: Some(dtype) } => write!(out, ", dtype = \"{}\"", dtype.name()),
-        Scheme::Ternary {
-            group_size,
-            threshold,
-        } => {
-            write!(
-                out,
-                ", group_size = {group_size}, threshold = \"{threshold}\""
-            )
-        }
-        Scheme::Int4 { group_size } | Scheme::Int8 { group_size } => {
-            write!(out, ", group_size = {group_size}")
-        }
+        Scheme::Packed(packed) => write_packed(&mut out, packed),
     };
     wrote.expect("a string takes any text");
     out.push_str(" }");
     out
+}
+
+fn write_packed(out: &mut String, packed: &Packed) -> std::fmt::Result {
+    let Packed {
+        kind,
+        group_size,
+        method,
+        threshold,
+        planes,
+        shift,
+        correct_rank,
+        apart,
+        activations,
+    } = packed;
+    write!(
+        out,
+        ", group_size = {group_size}, method = \"{}\"",
+        method.name()
+    )?;
+    if *kind == PackedKind::Ternary {
+        write!(out, ", threshold = \"{threshold}\"")?;
+    }
+    if *planes > 1 {
+        write!(out, ", planes = {planes}")?;
+    }
+    if *shift {
+        write!(out, ", shift = true")?;
+    }
+    if *correct_rank > 0 {
+        write!(out, ", correct_rank = {correct_rank}")?;
+    }
+    match apart {
+        Apart::None => {}
+        Apart::Salient(share) => write!(out, ", salient = {share:?}")?,
+    }
+    write!(out, ", activations = {activations}")
 }
 
 /// A TOML basic string. Recipes hold no control characters, so quotes and backslashes are all
@@ -118,8 +143,8 @@ mod tests {
 
     use super::*;
     use crate::recipe::{
-        Calibration, KeepDtype, LayerSelect, Limits, MlaMode, Otherwise, Selector, Threshold,
-        builtin, builtin_names,
+        Calibration, KeepDtype, LayerSelect, Limits, Method, MlaMode, Otherwise, Selector,
+        Threshold, builtin, builtin_names,
     };
 
     fn any_scheme() -> impl Strategy<Value = Scheme> {
@@ -134,14 +159,35 @@ mod tests {
             (1e-9_f64..1.0).prop_map(Threshold::Sparsity),
             (0.0_f64..1e12).prop_map(Threshold::Rd),
         ];
+        let kind = prop::sample::select(vec![PackedKind::Int4, PackedKind::Int8]);
+        let apart = prop_oneof![Just(Apart::None), (1e-9_f64..1.0).prop_map(Apart::Salient),];
+        let method = prop::sample::select(vec![Method::Gptq, Method::Rtn]);
+        let ternary = (threshold, 1_u8..3);
+        let any = (
+            group(),
+            prop::option::of(ternary),
+            kind,
+            apart,
+            method,
+            0_usize..3,
+        );
         prop_oneof![
             dtype.prop_map(|dtype| Scheme::Keep { dtype }),
-            (group(), threshold).prop_map(|(group_size, threshold)| Scheme::Ternary {
-                group_size,
-                threshold
+            any.prop_map(|(group_size, ternary, kind, apart, method, correct_rank)| {
+                let (threshold, planes) = ternary.unwrap_or_default();
+                let kind = ternary.map_or(kind, |_| PackedKind::Ternary);
+                Scheme::Packed(Packed {
+                    kind,
+                    group_size,
+                    method,
+                    threshold,
+                    planes: planes.max(1),
+                    shift: kind != PackedKind::Int8 && correct_rank == 1,
+                    correct_rank,
+                    apart,
+                    activations: if planes > 1 { 8 } else { 16 },
+                })
             }),
-            group().prop_map(|group_size| Scheme::Int4 { group_size }),
-            group().prop_map(|group_size| Scheme::Int8 { group_size }),
         ]
     }
 
@@ -291,7 +337,8 @@ mod tests {
             recipe.to_toml(),
             "schema = 1\nname = \"q\"\nsummary = \"\"\n\n[[rule]]\nroles = [\"mlp\"]\n\
              layers = { first = 0.0, last = 1.0 }\n\
-             scheme = { type = \"ternary\", group_size = 128, threshold = \"mse\" }\n\n\
+             scheme = { type = \"ternary\", group_size = 128, method = \"gptq\", threshold = \"mse\", \
+             activations = 8 }\n\n\
              [otherwise]\nscheme = { type = \"keep\" }\n\n[limits]\nmax_ppl_ratio = 1.05\n\
              max_kld = 0.06\nmin_top1 = 0.88\nmax_p99_kld = 1.0\n"
         );

@@ -2,18 +2,13 @@
 //! table such as `{ type = "int4", group_size = 64 }`.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::{Apart, Method, Packed, PackedKind, Threshold};
 use crate::Error;
-use crate::suggest::shown;
-
-/// Group sizes a packed layout may have.
-pub(crate) const GROUP_SIZES: [usize; 4] = [32, 64, 128, 256];
-const DEFAULT_GROUP: usize = 128;
 
 /// What becomes of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,23 +18,8 @@ pub enum Scheme {
         /// Type to store; `None` is that of the source.
         dtype: Option<KeepDtype>,
     },
-    /// Packed in three levels.
-    Ternary {
-        /// Inputs that share a scale.
-        group_size: usize,
-        /// Which weights become zero.
-        threshold: Threshold,
-    },
-    /// Packed in sixteen levels.
-    Int4 {
-        /// Inputs that share a scale.
-        group_size: usize,
-    },
-    /// Packed in 255 levels.
-    Int8 {
-        /// Inputs that share a scale.
-        group_size: usize,
-    },
+    /// Stored in few bits.
+    Packed(Packed),
 }
 
 /// Types an unpacked tensor may be stored in.
@@ -65,205 +45,203 @@ impl KeepDtype {
     }
 }
 
-/// Which weights of a group become zero when three levels must do. In every case the scale is
-/// then the one of least squared error.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Threshold {
-    /// The threshold of least squared error, found exactly.
-    #[default]
-    Mse,
-    /// 0.7 of the mean magnitude.
-    Twn,
-    /// All three levels equally frequent, the most information per code.
-    EntropyMax,
-    /// This share of the weights, above 0 and below 1.
-    Sparsity(f64),
-    /// Least squared error plus this many times the entropy of the codes.
-    Rd(f64),
-}
-
-impl FromStr for Threshold {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || Error::Threshold { found: shown(text) };
-        let number = |digits: &str| digits.parse::<f64>().ok().filter(|n| n.is_finite());
-        match text.split_once(':') {
-            None => match text {
-                "mse" => Ok(Threshold::Mse),
-                "twn" => Ok(Threshold::Twn),
-                "entropy-max" => Ok(Threshold::EntropyMax),
-                _ => Err(bad()),
-            },
-            Some(("sparsity", share)) => {
-                let share = number(share).filter(|s| *s > 0.0 && *s < 1.0);
-                share.map(Threshold::Sparsity).ok_or_else(bad)
-            }
-            Some(("rd", lambda)) => number(lambda)
-                .filter(|l| *l >= 0.0)
-                .map(Threshold::Rd)
-                .ok_or_else(bad),
-            Some(_) => Err(bad()),
-        }
-    }
-}
-
-impl fmt::Display for Threshold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Threshold::Mse => f.write_str("mse"),
-            Threshold::Twn => f.write_str("twn"),
-            Threshold::EntropyMax => f.write_str("entropy-max"),
-            Threshold::Sparsity(share) => write!(f, "sparsity:{share}"),
-            Threshold::Rd(lambda) => write!(f, "rd:{lambda}"),
-        }
-    }
-}
-
-impl Serialize for Threshold {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Threshold {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
-    }
-}
-
 impl Scheme {
+    /// The defaults of a kind.
+    pub const fn packed(kind: PackedKind) -> Self {
+        Scheme::Packed(Packed::new(kind))
+    }
+
     /// The name in recipes, manifests and messages.
     pub const fn name(&self) -> &'static str {
         match self {
             Scheme::Keep { .. } => "keep",
-            Scheme::Ternary { .. } => "ternary",
-            Scheme::Int4 { .. } => "int4",
-            Scheme::Int8 { .. } => "int8",
+            Scheme::Packed(packed) => packed.kind.name(),
+        }
+    }
+
+    /// How the tensor is packed, which takes a matrix; `None` where it is not.
+    pub const fn as_packed(&self) -> Option<&Packed> {
+        match self {
+            Scheme::Keep { .. } => None,
+            Scheme::Packed(packed) => Some(packed),
+        }
+    }
+
+    pub(super) fn as_packed_mut(&mut self) -> Option<&mut Packed> {
+        match self {
+            Scheme::Keep { .. } => None,
+            Scheme::Packed(packed) => Some(packed),
         }
     }
 
     /// Inputs that share a scale; `None` where nothing is packed.
-    pub const fn group_size(&self) -> Option<usize> {
-        match self {
-            Scheme::Keep { .. } => None,
-            Scheme::Ternary { group_size, .. }
-            | Scheme::Int4 { group_size }
-            | Scheme::Int8 { group_size } => Some(*group_size),
-        }
+    pub fn group_size(&self) -> Option<usize> {
+        self.as_packed().map(|packed| packed.group_size)
     }
 
     /// Whether the tensor is packed, which takes a matrix.
     pub const fn is_packed(&self) -> bool {
-        self.group_size().is_some()
+        self.as_packed().is_some()
     }
 
-    pub(super) fn group_size_mut(&mut self) -> Option<&mut usize> {
-        match self {
-            Scheme::Keep { .. } => None,
-            Scheme::Ternary { group_size, .. }
-            | Scheme::Int4 { group_size }
-            | Scheme::Int8 { group_size } => Some(group_size),
-        }
-    }
-
-    /// Fails for a group size that no layout has.
+    /// Fails for what no layout has.
     pub(super) fn check(&self) -> Result<(), Error> {
-        self.group_size().map_or(Ok(()), check_group_size)
-    }
-}
-
-pub(super) fn check_group_size(found: usize) -> Result<(), Error> {
-    if GROUP_SIZES.contains(&found) {
-        Ok(())
-    } else {
-        Err(Error::GroupSize { found })
+        self.as_packed().map_or(Ok(()), Packed::check)
     }
 }
 
 /// The table form; the string form is a table of nothing but `type`.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SchemeTable {
     r#type: Kind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     group_size: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    method: Option<Method>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     threshold: Option<Threshold>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    planes: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shift: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correct_rank: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    salient: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    activations: Option<u8>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dtype: Option<KeepDtype>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
+    #[default]
     Keep,
     Ternary,
     Int4,
     Int8,
 }
 
-impl SchemeTable {
-    fn new(kind: Kind) -> Self {
-        SchemeTable {
-            r#type: kind,
-            group_size: None,
-            threshold: None,
-            dtype: None,
+impl Kind {
+    fn packed(self) -> Option<PackedKind> {
+        match self {
+            Kind::Keep => None,
+            Kind::Ternary => Some(PackedKind::Ternary),
+            Kind::Int4 => Some(PackedKind::Int4),
+            Kind::Int8 => Some(PackedKind::Int8),
         }
+    }
+}
+
+impl From<PackedKind> for Kind {
+    fn from(kind: PackedKind) -> Self {
+        match kind {
+            PackedKind::Ternary => Kind::Ternary,
+            PackedKind::Int4 => Kind::Int4,
+            PackedKind::Int8 => Kind::Int8,
+        }
+    }
+}
+
+impl SchemeTable {
+    /// The keys that are set and what types they belong to.
+    fn strays(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let kind = self.r#type;
+        let (keep, ternary) = (kind == Kind::Keep, kind == Kind::Ternary);
+        let levels = ternary || kind == Kind::Int4;
+        [
+            ("dtype", self.dtype.is_some() && !keep, "type `keep`"),
+            (
+                "threshold",
+                self.threshold.is_some() && !ternary,
+                "type `ternary`",
+            ),
+            (
+                "planes",
+                self.planes.is_some() && !ternary,
+                "type `ternary`",
+            ),
+            (
+                "shift",
+                self.shift.is_some() && !levels,
+                "types `ternary` and `int4`",
+            ),
+            (
+                "group_size",
+                self.group_size.is_some() && keep,
+                "packed types",
+            ),
+            ("method", self.method.is_some() && keep, "packed types"),
+            (
+                "correct_rank",
+                self.correct_rank.is_some() && keep,
+                "packed types",
+            ),
+            ("salient", self.salient.is_some() && keep, "packed types"),
+            (
+                "activations",
+                self.activations.is_some() && keep,
+                "packed types",
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(key, stray, only)| stray.then_some((key, only)))
     }
 
     /// The scheme, or the key that makes no sense for its type.
     fn scheme(self) -> Result<Scheme, String> {
-        let SchemeTable {
-            r#type: kind,
-            group_size,
-            threshold,
-            dtype,
-        } = self;
-        let stray = |key: &str, only: &str| format!("`{key}` belongs to {only} only");
-        if dtype.is_some() && kind != Kind::Keep {
-            return Err(stray("dtype", "type `keep`"));
+        if let Some((key, only)) = self.strays().next() {
+            return Err(format!("`{key}` belongs to {only} only"));
         }
-        if threshold.is_some() && kind != Kind::Ternary {
-            return Err(stray("threshold", "type `ternary`"));
-        }
-        if group_size.is_some() && kind == Kind::Keep {
-            return Err(stray("group_size", "packed types"));
-        }
-        let group_size = group_size.unwrap_or(DEFAULT_GROUP);
-        Ok(match kind {
-            Kind::Keep => Scheme::Keep { dtype },
-            Kind::Ternary => Scheme::Ternary {
-                group_size,
-                threshold: threshold.unwrap_or_default(),
-            },
-            Kind::Int4 => Scheme::Int4 { group_size },
-            Kind::Int8 => Scheme::Int8 { group_size },
-        })
+        let Some(kind) = self.r#type.packed() else {
+            return Ok(Scheme::Keep { dtype: self.dtype });
+        };
+        let default = Packed::new(kind);
+        let apart = self.salient.map_or(Apart::None, Apart::Salient);
+        Ok(Scheme::Packed(Packed {
+            kind,
+            group_size: self.group_size.unwrap_or(default.group_size),
+            method: self.method.unwrap_or(default.method),
+            threshold: self.threshold.unwrap_or_default(),
+            planes: self.planes.unwrap_or(default.planes),
+            shift: self.shift.unwrap_or(default.shift),
+            correct_rank: self.correct_rank.unwrap_or(default.correct_rank),
+            apart,
+            activations: self.activations.unwrap_or(default.activations),
+        }))
     }
 }
 
 impl From<Scheme> for SchemeTable {
+    /// What is always said of a type, and what is not as usual.
     fn from(scheme: Scheme) -> Self {
-        let group_size = scheme.group_size();
-        let table = |kind| SchemeTable {
-            group_size,
-            ..SchemeTable::new(kind)
+        let packed = match scheme {
+            Scheme::Keep { dtype } => {
+                return SchemeTable {
+                    dtype,
+                    ..SchemeTable::default()
+                };
+            }
+            Scheme::Packed(packed) => packed,
         };
-        match scheme {
-            Scheme::Keep { dtype } => SchemeTable {
-                dtype,
-                ..table(Kind::Keep)
+        let ternary = packed.kind == PackedKind::Ternary;
+        SchemeTable {
+            r#type: packed.kind.into(),
+            group_size: Some(packed.group_size),
+            method: Some(packed.method),
+            threshold: ternary.then_some(packed.threshold),
+            planes: (packed.planes > 1).then_some(packed.planes),
+            shift: packed.shift.then_some(true),
+            correct_rank: (packed.correct_rank > 0).then_some(packed.correct_rank),
+            salient: match packed.apart {
+                Apart::Salient(share) => Some(share),
+                Apart::None => None,
             },
-            Scheme::Ternary { threshold, .. } => SchemeTable {
-                threshold: Some(threshold),
-                ..table(Kind::Ternary)
-            },
-            Scheme::Int4 { .. } => table(Kind::Int4),
-            Scheme::Int8 { .. } => table(Kind::Int8),
+            activations: Some(packed.activations),
+            dtype: None,
         }
     }
 }
@@ -292,7 +270,11 @@ impl<'de> Visitor<'de> for NameOrTable {
 
     fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Scheme, E> {
         let kind = Kind::deserialize(serde::de::value::StrDeserializer::<E>::new(name))?;
-        SchemeTable::new(kind).scheme().map_err(E::custom)
+        let table = SchemeTable {
+            r#type: kind,
+            ..SchemeTable::default()
+        };
+        table.scheme().map_err(E::custom)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Scheme, A::Error> {
@@ -309,51 +291,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thresholds_round_trip_and_bad_ones_are_refused() {
-        for text in [
-            "mse",
-            "twn",
-            "entropy-max",
-            "sparsity:0.5",
-            "rd:0",
-            "rd:0.001",
-        ] {
-            assert_eq!(text.parse::<Threshold>().unwrap().to_string(), text);
-        }
-        for bad in [
-            "",
-            "Mse",
-            "sparsity",
-            "sparsity:",
-            "sparsity:0",
-            "sparsity:1",
-            "sparsity:nan",
-            "rd:-1",
-            "rd:inf",
-            "mse:1",
-        ] {
-            let error = bad.parse::<Threshold>().unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("`{bad}` is not a ternary threshold")
-            );
-            assert!(error.hint().unwrap().contains("entropy-max"));
-        }
-    }
-
-    #[test]
     fn both_forms_are_read_and_the_whole_one_written() {
         let read = |value: serde_json::Value| serde_json::from_value::<Scheme>(value).unwrap();
-        assert_eq!(read(json!("int8")), Scheme::Int8 { group_size: 128 });
+        assert_eq!(read(json!("int8")), Scheme::packed(PackedKind::Int8));
         assert_eq!(
             read(json!({ "type": "int4", "group_size": 64 })),
-            Scheme::Int4 { group_size: 64 }
+            Scheme::Packed(Packed::new(PackedKind::Int4).with_group(64))
         );
-        let ternary = Scheme::Ternary {
-            group_size: 128,
+        let ternary = Scheme::Packed(Packed {
             threshold: Threshold::Sparsity(0.5),
-        };
-        let text = json!({ "type": "ternary", "group_size": 128, "threshold": "sparsity:0.5" });
+            ..Packed::new(PackedKind::Ternary)
+        });
+        let text = json!({
+            "type": "ternary", "group_size": 128, "method": "gptq", "threshold": "sparsity:0.5",
+            "activations": 8
+        });
         assert_eq!(serde_json::to_value(ternary).unwrap(), text);
         assert_eq!(read(text), ternary);
         let keep = Scheme::Keep {

@@ -133,6 +133,10 @@ pub struct TensorRecord {
     pub zeros: Option<f64>,
     /// Entropy of the codes.
     pub entropy_bits: Option<f64>,
+    /// Squared error over squares of the outputs for calibration text; of matrices that were rounded
+    /// with feedback only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
     /// Why it is stored so.
     pub reason: String,
 }
@@ -336,6 +340,7 @@ impl Manifest {
                 ("rel_mse", tensor.rel_mse),
                 ("zeros", tensor.zeros),
                 ("entropy_bits", tensor.entropy_bits),
+                ("output_error", tensor.output_error),
             ]
             .map(|(field, value)| (tensor.name.as_str(), field, value))
         });

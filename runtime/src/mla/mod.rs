@@ -98,14 +98,24 @@ impl Mla {
         cache: &mut LayerCache,
         positions: &Positions<'_>,
     ) -> Vec<f32> {
+        let o_thd = self.mixed(x, cache, positions);
+        let width = self.spec.heads * self.spec.head_dim;
+        self.o.forward(&mut Input::new(&o_thd, width))
+    }
+
+    /// What the output projection reads, `[t, heads, head_dim]`.
+    pub(crate) fn mixed(
+        &self,
+        x: &mut Input<'_>,
+        cache: &mut LayerCache,
+        positions: &Positions<'_>,
+    ) -> Vec<f32> {
         let queries = self.take_in(x, cache, positions);
-        let o_thd = if self.prefers_expanded(positions.count) {
+        if self.prefers_expanded(positions.count) {
             self.expanded(&queries, cache)
         } else {
             self.absorbed(&queries, cache)
-        };
-        let width = self.spec.heads * self.spec.head_dim;
-        self.o.forward(&mut Input::new(&o_thd, width))
+        }
     }
 
     /// Whether `t` queries cost less when keys and values are formed first: that is

@@ -40,6 +40,7 @@ fn record(id: TensorId, tensor: &Tensor, offset: u64) -> TensorRecord {
         rel_mse: None,
         zeros: None,
         entropy_bits: None,
+        output_error: None,
         reason: "test".to_owned(),
     }
 }

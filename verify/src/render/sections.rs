@@ -128,6 +128,7 @@ pub(super) fn tensors(out: &mut String, report: &Report) -> Result {
                 maybe(t.rel_mse),
                 maybe(t.zeros),
                 maybe(t.entropy_bits),
+                maybe(t.output_error),
             ]
         })
         .collect();
@@ -138,6 +139,7 @@ pub(super) fn tensors(out: &mut String, report: &Report) -> Result {
         "relative squared error",
         "zeros",
         "entropy, bits",
+        "squared error of outputs",
     ];
     twin(out, &format!("{} tensors", rows.len()), &head, &rows)
 }

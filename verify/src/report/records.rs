@@ -127,6 +127,10 @@ pub struct TensorLine {
     /// Entropy of the codes; packed tensors only.
     #[serde(serialize_with = "finite")]
     pub entropy_bits: Option<f64>,
+    /// Squared error over squares of the outputs for calibration text; of matrices rounded with
+    /// feedback only.
+    #[serde(serialize_with = "finite")]
+    pub output_error: Option<f64>,
 }
 
 impl From<&TensorRecord> for TensorLine {
@@ -139,6 +143,7 @@ impl From<&TensorRecord> for TensorLine {
             rel_mse: t.rel_mse,
             zeros: t.zeros,
             entropy_bits: t.entropy_bits,
+            output_error: t.output_error,
         }
     }
 }

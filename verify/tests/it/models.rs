@@ -9,7 +9,7 @@ use neuroconv_format::{
     PackedTensor, SharedBytes, Tensor,
 };
 use neuroconv_quant::{QuantizeSpec, quantize, residual};
-use neuroconv_recipes::{ModelSpec, RoleKind, TensorId, Threshold};
+use neuroconv_recipes::{ModelSpec, RoleKind, TensorId};
 use neuroconv_runtime::{Checkpoint, Error, TextTokenizer, WeightSource};
 use neuroconv_verify::{EvalText, Protocol, Window, windows};
 
@@ -197,12 +197,8 @@ fn with_shifts(packed: &PackedTensor) -> PackedTensor {
 }
 
 fn fitted(w: &[f32], [rows, cols]: [usize; 2], codec: Codec) -> PackedTensor {
-    let how = QuantizeSpec {
-        codec,
-        group: 32,
-        threshold: Threshold::Mse,
-    };
-    quantize(w, rows, cols, &how).unwrap().0
+    let how = QuantizeSpec::new(codec, 32);
+    quantize(w, rows, cols, &how, None).unwrap().0
 }
 
 /// Two rows of `w` times numbers around zero, and three columns apart, packed or not.

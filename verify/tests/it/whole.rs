@@ -26,6 +26,7 @@ fn options() -> VerifyOptions {
         allow_quality_loss: false,
         parity_windows: 2,
         kv: KvCodec::F32,
+        feedback: std::collections::BTreeSet::new(),
         logit_cache: None,
         thorough: false,
     }

@@ -231,6 +231,7 @@ fn record(name: &str, stored: &Stored, offset: u64) -> TensorRecord {
         rel_mse: Some(0.25),
         zeros: None,
         entropy_bits: Some(1.5),
+        output_error: None,
         reason: "a sample".to_owned(),
     }
 }

@@ -1,0 +1,232 @@
+//! Matrices with what they carry beside their codes: fitted to what rounding leaves, and put
+//! together again from stored bytes.
+
+use half::f16;
+use neuroconv_format::{
+    Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout, PackedTensor, PartKind,
+    PartLayout, SharedBytes, Tensor,
+};
+use neuroconv_quant::gptq::{InputMetric, Rounding, low_rank};
+use neuroconv_quant::{Error, FitStats, QuantizeSpec, dequantize, quantize, relative_mse};
+use neuroconv_recipes::Method;
+
+use crate::plan::PackedPlan;
+
+/// Turns of rounding what a correction leaves, and correcting what rounding leaves.
+const TURNS: usize = 3;
+
+/// A matrix `[rows, cols]` to be rounded with what its inputs weigh.
+pub(super) struct Corrected<'a> {
+    pub(super) packed: &'a PackedPlan,
+    pub(super) metric: &'a InputMetric,
+    pub(super) w_nk: &'a [f32],
+    /// The weights that would be best if nothing had to be rounded.
+    pub(super) target_nk: &'a [f32],
+}
+
+/// What came of it.
+pub(super) struct Fitted {
+    pub(super) tensor: PackedTensor,
+    pub(super) stats: FitStats,
+    pub(super) output_error: f64,
+    pub(super) nearest_output_error: f64,
+}
+
+impl Corrected<'_> {
+    fn rows(&self) -> usize {
+        self.packed.layout.rows()
+    }
+
+    fn cols(&self) -> usize {
+        self.packed.layout.cols()
+    }
+
+    /// Rounds, and corrects as the plan says.
+    pub(super) fn fit(&self) -> Result<Fitted, Error> {
+        let apart = self.salient();
+        let mut best = self.rounded(self.target_nk, &apart, None)?;
+        if self.packed.corrections.rank == 0 {
+            return Ok(best);
+        }
+        for turn in 0..TURNS {
+            let left: Vec<f32> = self.left(&best.tensor, turn == 0);
+            let fit = low_rank(
+                &left,
+                self.rows(),
+                self.metric,
+                self.packed.corrections.rank,
+            )?;
+            let product = fit.product(self.cols());
+            let rest: Vec<f32> = self
+                .target_nk
+                .iter()
+                .zip(&product)
+                .map(|(t, p)| t - p)
+                .collect();
+            let correction = LowRank {
+                a: half_precision([fit.rank, self.cols()], &fit.a_rk),
+                b: half_precision([self.rows(), fit.rank], &fit.b_nr),
+            };
+            if turn == 0 {
+                // The correction of what is there already, before anything is rounded anew.
+                let mut corrected = best.tensor.clone();
+                corrected.corrections.low_rank = Some(correction.clone());
+                best = self.judged(corrected, best.nearest_output_error);
+            }
+            let next = self.rounded(&rest, &apart, Some(correction))?;
+            if next.output_error < best.output_error {
+                best = next;
+            }
+        }
+        Ok(best)
+    }
+
+    /// What a matrix leaves of the target: with its own correction, or without.
+    fn left(&self, tensor: &PackedTensor, plain: bool) -> Vec<f32> {
+        let mut codes = tensor.clone();
+        if !plain {
+            codes.corrections.low_rank = None;
+        }
+        let values = dequantize(&Tensor::Packed(codes));
+        self.target_nk
+            .iter()
+            .zip(values)
+            .map(|(t, v)| t - v)
+            .collect()
+    }
+
+    /// Rounds `goal_nk`, and puts a correction beside it.
+    fn rounded(
+        &self,
+        goal_nk: &[f32],
+        apart: &[u32],
+        correction: Option<LowRank>,
+    ) -> Result<Fitted, Error> {
+        let (rows, cols) = (self.rows(), self.cols());
+        let (mut tensor, apart_nc, nearest) = match self.packed.how.method {
+            Method::Gptq => {
+                let rounding = Rounding {
+                    spec: &self.packed.spec,
+                    metric: self.metric,
+                    target_nk: Some(goal_nk),
+                    apart,
+                };
+                let found = rounding.round(self.w_nk, rows, cols)?;
+                (found.tensor, found.apart_nc, found.nearest_output_error)
+            }
+            Method::Rtn => {
+                let mut codes = goal_nk.to_vec();
+                let columns = |row: &[f32]| apart.iter().map(|&c| row[c as usize]).collect();
+                let apart_nc: Vec<Vec<f32>> = goal_nk.chunks(cols).map(columns).collect();
+                for row in codes.chunks_mut(cols) {
+                    for &column in apart {
+                        row[column as usize] = 0.0;
+                    }
+                }
+                let (tensor, _) = quantize(&codes, rows, cols, &self.packed.spec, None)?;
+                (tensor, apart_nc.concat(), f64::INFINITY)
+            }
+        };
+        tensor.activations = self.packed.activations;
+        tensor.corrections = Corrections {
+            low_rank: correction,
+            columns: self.columns(apart, &apart_nc)?,
+        };
+        Ok(self.judged(tensor, nearest))
+    }
+
+    fn columns(&self, apart: &[u32], values_nc: &[f32]) -> Result<Option<Columns>, Error> {
+        let Some(group) = self.packed.corrections.column_group else {
+            return Ok(None);
+        };
+        let spec = QuantizeSpec::new(Codec::Int8, group);
+        let (values, _) = quantize(values_nc, self.rows(), apart.len(), &spec, None)?;
+        Ok(Some(Columns::packed(apart.to_vec(), values)))
+    }
+
+    fn judged(&self, tensor: PackedTensor, nearest_output_error: f64) -> Fitted {
+        let values = dequantize(&Tensor::Packed(tensor.clone()));
+        let off: Vec<f32> = self
+            .target_nk
+            .iter()
+            .zip(&values)
+            .map(|(t, v)| t - v)
+            .collect();
+        let (cost, energy) = (self.metric.cost(&off), self.metric.cost(self.target_nk));
+        let mut stats = neuroconv_quant::code_stats(&tensor);
+        stats.rel_mse = relative_mse(self.w_nk, &values);
+        Fitted {
+            stats,
+            output_error: if energy > 0.0 { cost / energy } else { 0.0 },
+            nearest_output_error,
+            tensor,
+        }
+    }
+
+    /// The columns that matter most, ascending: by how large inputs and weights are together.
+    fn salient(&self) -> Vec<u32> {
+        let count = self.packed.corrections.columns;
+        let weights = self.metric.weights();
+        let score = |column: usize| -> f64 {
+            let rows = self.w_nk.chunks(self.cols());
+            let square: f64 = rows.map(|row| f64::from(row[column]).powi(2)).sum();
+            square * f64::from(weights[column])
+        };
+        let scores: Vec<f64> = if count > 0 {
+            (0..self.cols()).map(score).collect()
+        } else {
+            Vec::new()
+        };
+        let mut columns: Vec<u32> = (0..scores.len() as u32).collect();
+        columns.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+        columns.truncate(count);
+        columns.sort_unstable();
+        columns
+    }
+}
+
+fn half_precision(shape: [usize; 2], values: &[f16]) -> DenseTensor {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    DenseTensor {
+        dtype: DType::F16,
+        shape: shape.to_vec(),
+        bytes: bytes.into(),
+    }
+}
+
+/// The corrections that these parts are.
+pub(super) fn corrections<'p>(
+    parts: impl Iterator<Item = (&'p PartLayout, SharedBytes)>,
+) -> Corrections {
+    let (mut a, mut b, mut values, mut indexes) = (None, None, None, None);
+    for (part, bytes) in parts {
+        let dense = |bytes| DenseTensor {
+            dtype: DType::F16,
+            shape: part.shape().to_vec(),
+            bytes,
+        };
+        match part.kind() {
+            PartKind::LowRankA => a = Some(dense(bytes)),
+            PartKind::LowRankB => b = Some(dense(bytes)),
+            PartKind::Columns => values = packed_columns(part, bytes),
+            PartKind::ColumnIndex => {
+                let count = part.shape().iter().product();
+                let words = bytes.as_chunks::<4>().0.iter().take(count);
+                indexes = Some(words.map(|word| u32::from_le_bytes(*word)).collect());
+            }
+        }
+    }
+    Corrections {
+        low_rank: a.zip(b).map(|(a, b)| LowRank { a, b }),
+        columns: Option::zip(indexes, values)
+            .map(|(indexes, values)| Columns::packed(indexes, values)),
+    }
+}
+
+fn packed_columns(part: &PartLayout, bytes: SharedBytes) -> Option<PackedTensor> {
+    let (&[rows, cols], Some(group)) = (part.shape(), part.group()) else {
+        return None;
+    };
+    let layout = PackedLayout::new(Codec::Int8, rows, cols, group, false).ok()?;
+    Some(PackedTensor::new(layout, bytes))
+}

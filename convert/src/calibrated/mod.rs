@@ -1,0 +1,116 @@
+//! Rounding with calibration text, layer by layer.
+//!
+//! Two models go through the text together: the source, and the one whose matrices are rounded
+//! already. Each matrix is rounded so that, from what the rounded model really gives it, it makes
+//! what the source made as nearly as can be. Owns the order of the layers and matrices, and what a
+//! resumed run takes over; the arithmetic is that of [`neuroconv_quant::gptq`].
+
+mod corrected;
+mod files;
+mod inputs;
+mod layer;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use neuroconv_format::Tensor;
+use neuroconv_recipes::{Role, TensorId};
+use neuroconv_runtime::{OneLayer, Progress, WeightSource};
+
+pub(crate) use files::{RoundedLayers, RoundedMatrix};
+pub use layer::{LayerRounding, MatrixRounding};
+
+use crate::Error;
+use crate::dense;
+use crate::plan::Plan;
+use inputs::Streams;
+use layer::{LayerTask, Partly};
+
+/// Rounds the matrices of every layer of `source` as `plan` says, and keeps every finished layer in
+/// the folder `dir`. Layers found there are taken over. `windows` are token ids of calibration text.
+pub(crate) fn round_layers(
+    source: &dyn WeightSource,
+    plan: &Plan,
+    windows: &[Vec<u32>],
+    dir: &Path,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<RoundedLayers, Error> {
+    let layers = source.spec().layers.len();
+    let mut found = RoundedLayers::open(dir, plan, layers)?;
+    progress.start("round layers", plan.matrices() as u64, "matrices");
+    check_finite(source, plan, None)?;
+    let mut streams = embedded(source, windows)?;
+    for index in 0..layers {
+        check_finite(source, plan, Some(index))?;
+        let source_layer = OneLayer::load(source, index)?;
+        let mut rounded = Partly::new(source);
+        if found.has(index) {
+            found.put_into(index, plan, &mut rounded)?;
+            progress.advance(plan.of_layer(index).count() as u64);
+        } else {
+            let task = LayerTask {
+                plan,
+                index,
+                source,
+                source_layer: &source_layer,
+                streams: &streams,
+                progress,
+                cancel,
+            };
+            let Some(reports) = task.round(&mut rounded)? else {
+                return Err(Error::Interrupted {
+                    staging: dir.parent().map(Path::to_owned),
+                    done: found.count(),
+                    total: layers,
+                });
+            };
+            found.keep(index, plan, &rounded, &reports)?;
+        }
+        streams.run(&source_layer, &OneLayer::load(&rounded, index)?);
+        if cancel.load(Ordering::Relaxed) && index + 1 < layers {
+            return Err(Error::Interrupted {
+                staging: dir.parent().map(Path::to_owned),
+                done: found.count(),
+                total: layers,
+            });
+        }
+    }
+    progress.finish();
+    Ok(found)
+}
+
+/// Refuses weights of a layer, or of no layer, that are not finite, before anything is computed with
+/// them.
+fn check_finite(source: &dyn WeightSource, plan: &Plan, layer: Option<usize>) -> Result<(), Error> {
+    for tensor in plan
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.id.layer == layer)
+    {
+        if let Tensor::Dense(values) = source.tensor(tensor.id)? {
+            dense::check_finite(tensor.id, &tensor.source, &values)?;
+        }
+    }
+    Ok(())
+}
+
+/// Both streams before the first layer.
+fn embedded(source: &dyn WeightSource, windows: &[Vec<u32>]) -> Result<Streams, Error> {
+    let embed = source.tensor(TensorId::model(Role::Embed))?;
+    let hidden = source.spec().hidden;
+    let window = |tokens: &Vec<u32>| {
+        let mut x_td = vec![0.0; tokens.len() * hidden];
+        for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
+            neuroconv_quant::dequantize_row(&embed, token as usize, x_d);
+        }
+        x_td
+    };
+    let streams: Vec<Vec<f32>> = windows.iter().map(window).collect();
+    Ok(Streams {
+        source: streams.clone(),
+        rounded: streams,
+    })
+}
