@@ -144,6 +144,8 @@ fn recipe(error: &RecipeError) -> Exit {
         | RecipeError::GroupSize { .. }
         | RecipeError::Threshold { .. }
         | RecipeError::NothingToSet { .. }
+        | RecipeError::Packing { .. }
+        | RecipeError::NothingToLearnFrom { .. }
         | RecipeError::UnusedRule { .. }
         | RecipeError::NoSuchLayer { .. }
         | RecipeError::NotAMatrix { .. }
