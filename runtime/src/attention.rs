@@ -29,19 +29,8 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// `[t, hidden]` to `[t, hidden]` for the tokens after those in `cache`, which it takes in.
-    pub(crate) fn forward(
-        &self,
-        x: &mut Input<'_>,
-        cache: &mut LayerCache,
-        positions: &Positions<'_>,
-    ) -> Vec<f32> {
-        let o_thd = self.mixed(x, cache, positions);
-        let width = self.spec.heads * self.spec.head_dim;
-        self.o.forward(&mut Input::new(&o_thd, width))
-    }
-
-    /// What the output projection reads, `[t, heads, head_dim]`.
+    /// From `[t, hidden]` to what the output projection reads, `[t, heads, head_dim]`, for the tokens
+    /// after those in `cache`, which it takes in.
     pub(crate) fn mixed(
         &self,
         x: &mut Input<'_>,

@@ -104,14 +104,7 @@ impl Decoder {
         if tokens.is_empty() {
             return Err(Error::NoTokens);
         }
-        let vocab = self.spec.vocab;
-        if let Some(place) = tokens.iter().position(|&token| token as usize >= vocab) {
-            return Err(Error::TokenRange {
-                token: tokens[place],
-                place,
-                vocab,
-            });
-        }
+        check_tokens(tokens, self.spec.vocab)?;
         let (asked, limit) = (cache.len() + tokens.len(), self.spec.max_positions);
         if asked > limit {
             return Err(Error::Context { asked, limit });
@@ -125,12 +118,7 @@ impl Decoder {
 
     /// The rows `[t, hidden]` of the embedding; the ids are those of [`Decoder::check`].
     pub(crate) fn embedded(&self, tokens: &[u32]) -> Vec<f32> {
-        let hidden = self.spec.hidden;
-        let mut x_td = vec![0.0; tokens.len() * hidden];
-        for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
-            neuroconv_quant::dequantize_row(&self.embed, token as usize, x_d);
-        }
-        x_td
+        embedding_rows(&self.embed, tokens, self.spec.hidden)
     }
 
     fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Vec<f32> {
@@ -145,6 +133,59 @@ impl Decoder {
         cache.advance(tokens.len());
         self.final_norm.apply(&mut x_td);
         x_td
+    }
+}
+
+/// Refuses tokens that the embedding has no row for.
+pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<(), Error> {
+    match tokens.iter().position(|&token| token as usize >= vocab) {
+        Some(place) => Err(Error::TokenRange {
+            token: tokens[place],
+            place,
+            vocab,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The rows `[t, hidden]` of an embedding; each token has one.
+pub(crate) fn embedding_rows(table: &Tensor, tokens: &[u32], hidden: usize) -> Vec<f32> {
+    let mut x_td = vec![0.0; tokens.len() * hidden];
+    for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
+        neuroconv_quant::dequantize_row(table, token as usize, x_d);
+    }
+    x_td
+}
+
+impl MixerLayer {
+    /// `[t, hidden]` to `[t, hidden]` for the tokens after those in `cache`, which it takes in.
+    pub(crate) fn forward(
+        &self,
+        x: &mut Input<'_>,
+        cache: &mut LayerCache,
+        positions: &Positions<'_>,
+    ) -> Vec<f32> {
+        let mixed_tk = self.mixed(x, cache, positions);
+        let o = match self {
+            MixerLayer::Attention(attention) => &attention.o,
+            MixerLayer::Mla(mla) => &mla.o,
+            MixerLayer::Latent(latent) => &latent.o,
+        };
+        o.forward(&mut Input::new(&mixed_tk, o.cols()))
+    }
+
+    /// What the output projection reads, `[t, heads * head_dim]`.
+    pub(crate) fn mixed(
+        &self,
+        x: &mut Input<'_>,
+        cache: &mut LayerCache,
+        positions: &Positions<'_>,
+    ) -> Vec<f32> {
+        match self {
+            MixerLayer::Attention(attention) => attention.mixed(x, cache, positions),
+            MixerLayer::Mla(mla) => mla.mixed(x, cache, positions),
+            MixerLayer::Latent(latent) => latent.mixed(x, cache, positions),
+        }
     }
 }
 
@@ -176,11 +217,7 @@ impl Layer {
     ) {
         let normed_td = self.mixer_norm.of(x_td);
         let mut input = Input::new(&normed_td, hidden);
-        let mixed_td = match &self.mixer {
-            MixerLayer::Attention(attention) => attention.forward(&mut input, cache, positions),
-            MixerLayer::Mla(mla) => mla.forward(&mut input, cache, positions),
-            MixerLayer::Latent(latent) => latent.forward(&mut input, cache, positions),
-        };
+        let mixed_td = self.mixer.forward(&mut input, cache, positions);
         add(x_td, &mixed_td);
     }
 }

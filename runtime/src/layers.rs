@@ -5,10 +5,10 @@
 //! same results, bit for bit. Carrying many windows through one layer before the next reads each
 //! layer's weights once, however many windows there are.
 
-use neuroconv_recipes::{Mixer, MlaEncoder, ModelSpec, Role};
+use neuroconv_recipes::{Mixer, MlaEncoder, ModelSpec, Role, TensorId};
 
 use crate::cache::LayerCache;
-use crate::decoder::{CHUNK_TOKENS, Decoder, Layer, MixerLayer, MlpLayer};
+use crate::decoder::{CHUNK_TOKENS, Decoder, Layer, MlpLayer, check_tokens, embedding_rows};
 use crate::linear::Input;
 use crate::rope::{Positions, Rope};
 use crate::{Error, KvCache, KvCodec, WeightSource};
@@ -37,6 +37,22 @@ impl Decoder {
     pub fn finish(&self, x_td: &mut [f32]) {
         self.final_norm.apply(x_td);
     }
+}
+
+/// The rows `[t, hidden]` of the embedding of `src` for each window of tokens.
+pub fn embed(
+    src: &dyn WeightSource,
+    windows: &[impl AsRef<[u32]>],
+) -> Result<Vec<Vec<f32>>, Error> {
+    let table = src.tensor(TensorId::model(Role::Embed))?;
+    let window = |tokens: &[u32]| {
+        check_tokens(tokens, src.spec().vocab)?;
+        Ok(embedding_rows(&table, tokens, src.spec().hidden))
+    };
+    windows
+        .iter()
+        .map(|tokens| window(tokens.as_ref()))
+        .collect()
 }
 
 /// One layer of a model without the others.
@@ -163,14 +179,8 @@ impl Layer {
             Place::Mixer => self.mixer_norm.of(x_td),
             Place::MixerOutput => {
                 let normed_td = self.mixer_norm.of(x_td);
-                let mut input = Input::new(&normed_td, hidden);
-                match &self.mixer {
-                    MixerLayer::Attention(attention) => {
-                        attention.mixed(&mut input, cache, positions)
-                    }
-                    MixerLayer::Mla(mla) => mla.mixed(&mut input, cache, positions),
-                    MixerLayer::Latent(latent) => latent.mixed(&mut input, cache, positions),
-                }
+                self.mixer
+                    .mixed(&mut Input::new(&normed_td, hidden), cache, positions)
             }
             Place::Mlp => {
                 self.mix(x_td, hidden, cache, positions);

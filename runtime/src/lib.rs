@@ -36,7 +36,7 @@ pub use chat::chat_prompt;
 pub use decoder::Decoder;
 pub use error::Error;
 pub use generate::{Generation, Stop, generate};
-pub use layers::OneLayer;
+pub use layers::{OneLayer, embed};
 pub use plane::KvCodec;
 pub use progress::{Progress, Quiet};
 pub use sample::{Sampler, SamplerConfig};

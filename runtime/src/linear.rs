@@ -225,6 +225,11 @@ impl Linear {
         matmul_dense(w, self.rows, self.cols, x.x_tk, x.t, y_tn);
     }
 
+    /// Columns of the matrix.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Rows of the matrix.
     pub(crate) fn rows(&self) -> usize {
         self.rows

@@ -1,7 +1,7 @@
 //! What the matrices of the original read when a text passes through it, layer after layer.
 
-use neuroconv_recipes::{Role, TensorId};
-use neuroconv_runtime::{OneLayer, WeightSource};
+use neuroconv_recipes::TensorId;
+use neuroconv_runtime::{OneLayer, WeightSource, embed};
 
 use crate::Error;
 
@@ -17,17 +17,11 @@ pub(crate) struct LayerInputs<'a> {
 impl<'a> LayerInputs<'a> {
     /// Before the first layer.
     pub(crate) fn new(base: &'a dyn WeightSource, tokens: &[u32]) -> Result<Self, Error> {
-        let embed = base.tensor(TensorId::model(Role::Embed))?;
-        let hidden = base.spec().hidden;
-        let mut x_td = vec![0.0; tokens.len() * hidden];
-        for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
-            neuroconv_quant::dequantize_row(&embed, token as usize, x_d);
-        }
         Ok(LayerInputs {
             base,
             layer: OneLayer::load(base, 0)?,
             index: 0,
-            x_td,
+            x_td: embed(base, &[tokens])?.concat(),
         })
     }
 

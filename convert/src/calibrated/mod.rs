@@ -16,8 +16,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use neuroconv_format::Tensor;
-use neuroconv_recipes::{Role, TensorId};
-use neuroconv_runtime::{OneLayer, Progress, WeightSource};
+use neuroconv_runtime::{OneLayer, Progress, WeightSource, embed};
 
 pub(crate) use files::{RoundedLayers, RoundedMatrix};
 pub use layer::{LayerRounding, MatrixRounding};
@@ -42,7 +41,11 @@ pub(crate) fn round_layers(
     let mut found = RoundedLayers::open(dir, plan, layers)?;
     progress.start("round layers", plan.matrices() as u64, "matrices");
     check_finite(source, plan, None)?;
-    let mut streams = embedded(source, windows)?;
+    let embedded = embed(source, windows)?;
+    let mut streams = Streams {
+        source: embedded.clone(),
+        rounded: embedded,
+    };
     for index in 0..layers {
         check_finite(source, plan, Some(index))?;
         let source_layer = OneLayer::load(source, index)?;
@@ -95,22 +98,4 @@ fn check_finite(source: &dyn WeightSource, plan: &Plan, layer: Option<usize>) ->
         }
     }
     Ok(())
-}
-
-/// Both streams before the first layer.
-fn embedded(source: &dyn WeightSource, windows: &[Vec<u32>]) -> Result<Streams, Error> {
-    let embed = source.tensor(TensorId::model(Role::Embed))?;
-    let hidden = source.spec().hidden;
-    let window = |tokens: &Vec<u32>| {
-        let mut x_td = vec![0.0; tokens.len() * hidden];
-        for (x_d, &token) in x_td.chunks_mut(hidden).zip(tokens) {
-            neuroconv_quant::dequantize_row(&embed, token as usize, x_d);
-        }
-        x_td
-    };
-    let streams: Vec<Vec<f32>> = windows.iter().map(window).collect();
-    Ok(Streams {
-        source: streams.clone(),
-        rounded: streams,
-    })
 }

@@ -169,7 +169,9 @@ fn a_layer_does_what_its_formulas_say() {
     let mut cache = KvCache::new(&model.spec, KvCodec::F32);
     let positions = Positions::new(&rope, 0, t);
     let mut input = Input::new(&x, HIDDEN);
-    let found = layer_of(&decoder).forward(&mut input, cache.layer(0), &positions);
+    let found = decoder.layers[0]
+        .mixer
+        .forward(&mut input, cache.layer(0), &positions);
     assert!(worst(&found, &expected) < 2e-5);
 }
 
