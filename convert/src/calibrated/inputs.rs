@@ -1,7 +1,8 @@
 //! What the matrices of a layer read: moments of the rounded model's activations, and how the
 //! source's differ from them.
 //!
-//! Owns the sums. Windows are taken in blocks of a fixed size and in order, so sums never depend on
+//! Owns what is summed; the sums are those of [`Moments`]. Windows are taken in blocks of a fixed
+//! size and in order, so sums never depend on
 //! the number of threads.
 
 use faer::{Mat, MatRef};
@@ -12,7 +13,7 @@ use rayon::prelude::*;
 use crate::mla::Error;
 use crate::mla::activations::blocks;
 use crate::mla::linalg::{damped, narrow, par_mul, solve_spd};
-use crate::mla::moments::add_outer;
+use crate::mla::moments::Moments;
 use crate::mla::refit::Agreed;
 
 /// Every eighth window tells how much of a fitted change is real.
@@ -61,16 +62,19 @@ impl Observed<'_> {
         let every = HELD_OUT_EVERY.min(windows.max(2));
         let (held_out, fitted): (Vec<usize>, Vec<usize>) =
             (0..windows).partition(|w| w % every == every - 1);
-        let mut sums: Option<Sums> = None;
+        let mut sums: Option<Moments> = None;
         for block in blocks(&fitted) {
-            let Some(block) = self.block(block) else {
+            let Some(Block { rounded, more }) = self.block(block) else {
                 return Ok(None);
             };
-            sums.get_or_insert_with(|| Sums::zeros(block.rounded.nrows()))
-                .add(&block);
+            let n = rounded.nrows();
+            sums.get_or_insert_with(|| Moments::zeros(n, n))
+                .add_block(rounded.as_ref(), more.as_ref());
         }
-        let Some(sums) = sums else { return Ok(None) };
-        let mut change = sums.change()?;
+        let Some(mut sums) = sums else {
+            return Ok(None);
+        };
+        let mut change = change(&sums)?;
         if let Some(change) = &mut change {
             let mut agreed = Agreed::default();
             for block in held_out.iter().filter_map(|w| self.block(&[*w])) {
@@ -80,9 +84,8 @@ impl Observed<'_> {
             *change *= faer::Scale(agreed.share() as f32);
         }
         // The held-out windows are only kept from the regression.
-        let mut sums = sums;
         for block in held_out.iter().filter_map(|w| self.block(&[*w])) {
-            sums.add(&block);
+            sums.add_block(block.rounded.as_ref(), block.more.as_ref());
         }
         Ok(Some(Inputs {
             moments: sums.xx * faer::Scale(1.0 / sums.tokens.max(1.0)),
@@ -119,37 +122,13 @@ struct Block {
     more: Mat<f32>,
 }
 
-/// Sums over tokens; products in single precision, sums in double.
-struct Sums {
-    tokens: f64,
-    xx: Mat<f64>,
-    /// `Σ (source - rounded) roundedᵀ`.
-    more: Mat<f64>,
-}
-
-impl Sums {
-    fn zeros(n: usize) -> Self {
-        Sums {
-            tokens: 0.0,
-            xx: Mat::zeros(n, n),
-            more: Mat::zeros(n, n),
-        }
+/// The regression of what the source's input has on top on the rounded model's; `None` where
+/// nothing differs.
+fn change(sums: &Moments) -> Result<Option<Mat<f32>>, Error> {
+    if sums.yx.norm_max() == 0.0 {
+        return Ok(None);
     }
-
-    fn add(&mut self, block: &Block) {
-        self.tokens += block.rounded.ncols() as f64;
-        let x = block.rounded.as_ref();
-        add_outer(self.xx.as_mut(), x, x);
-        add_outer(self.more.as_mut(), block.more.as_ref(), x);
-    }
-
-    /// The regression of what the source's input has on top on the rounded model's.
-    fn change(&self) -> Result<Option<Mat<f32>>, Error> {
-        if self.more.norm_max() == 0.0 {
-            return Ok(None);
-        }
-        let damped = damped(self.xx.as_ref(), RIDGE);
-        let change = solve_spd(damped.as_ref(), self.more.transpose())?;
-        Ok(Some(narrow(change.transpose())))
-    }
+    let damped = damped(sums.xx.as_ref(), RIDGE);
+    let change = solve_spd(damped.as_ref(), sums.yx.transpose())?;
+    Ok(Some(narrow(change.transpose())))
 }

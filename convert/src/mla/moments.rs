@@ -96,7 +96,7 @@ impl Moments {
 }
 
 /// `sum += a bᵀ`, panels of columns in parallel.
-pub(crate) fn add_outer(sum: MatMut<'_, f64>, a_it: MatRef<'_, f32>, b_jt: MatRef<'_, f32>) {
+pub(super) fn add_outer(sum: MatMut<'_, f64>, a_it: MatRef<'_, f32>, b_jt: MatRef<'_, f32>) {
     sum.par_col_chunks_mut(PANEL)
         .enumerate()
         .for_each(|(panel, mut sum)| {
