@@ -1,8 +1,8 @@
 //! Whether the artifact's stored weights and description are those of its original.
 //!
 //! Text says how far two models are apart; it hardly notices one wrong row among thousands. So
-//! every stored tensor that the original has too is decoded and compared with it, group by group,
-//! and the description field by field. A tensor that a conversion replaced by others has no
+//! every stored tensor that the original has too is decoded and compared with it, group by group or
+//! by the outputs it makes, and the description field by field. A tensor that a conversion replaced by others has no
 //! counterpart and is left to the text.
 
 use neuroconv_format::{Codec, Tensor};
@@ -32,17 +32,7 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// Far above what any fit leaves on trained weights, and below what a lost group, a foreign
-    /// row or a scale that is off by a tenth leaves.
-    fn of(tensor: &Tensor) -> Self {
-        let (rel_mse, group, slope) = match tensor {
-            Tensor::Dense(_) => (1e-5, 1e-3, 1e-3),
-            Tensor::Packed(t) => match t.layout.codec() {
-                Codec::Int8 => (2e-3, 0.05, 0.02),
-                Codec::Int4 => (0.1, 0.6, 0.05),
-                Codec::Ternary => (0.6, 0.97, 0.08),
-            },
-        };
+    const fn new(rel_mse: f64, group: f64, slope: f64) -> Self {
         Bounds {
             rel_mse,
             group,
@@ -50,21 +40,29 @@ impl Bounds {
         }
     }
 
+    /// Far above what any fit leaves on trained weights, and below what a lost group, a foreign
+    /// row or a scale that is off by a tenth leaves.
+    fn of(tensor: &Tensor) -> Self {
+        match tensor {
+            Tensor::Dense(_) => Bounds::new(1e-5, 1e-3, 1e-3),
+            Tensor::Packed(t) => match t.layout.codec() {
+                Codec::Int8 => Bounds::new(2e-3, 0.05, 0.02),
+                Codec::Int4 => Bounds::new(0.1, 0.6, 0.05),
+                Codec::Ternary => Bounds::new(0.6, 0.97, 0.08),
+            },
+        }
+    }
+
     /// The same for outputs, of matrices rounded with feedback; a foreign row errs by twice its
     /// energy, a lost one by all of it, a turned one by four times.
     fn of_outputs(tensor: &Tensor) -> Self {
-        let (rel_mse, group, slope) = match tensor {
-            Tensor::Dense(_) => (1e-5, 1e-3, 1e-3),
+        match tensor {
+            Tensor::Dense(_) => Bounds::of(tensor),
             Tensor::Packed(t) => match t.layout.codec() {
-                Codec::Int8 => (2e-3, 0.05, 0.02),
-                Codec::Int4 => (0.05, 0.4, 0.04),
-                Codec::Ternary => (0.4, 1.8, 0.2),
+                Codec::Int8 => Bounds::of(tensor),
+                Codec::Int4 => Bounds::new(0.05, 0.4, 0.04),
+                Codec::Ternary => Bounds::new(0.4, 1.8, 0.2),
             },
-        };
-        Bounds {
-            rel_mse,
-            group,
-            slope,
         }
     }
 }
@@ -94,7 +92,11 @@ pub fn audit(
     tokens: &[u32],
     progress: &dyn Progress,
 ) -> Result<Audit, Error> {
-    let mut inputs = LayerInputs::new(base, tokens)?;
+    let mut inputs = if feedback.is_empty() {
+        None
+    } else {
+        Some(LayerInputs::new(base, tokens)?)
+    };
     let mut found = Audit {
         worst: 0.0,
         place: String::new(),
@@ -111,10 +113,9 @@ pub fn audit(
             && let Tensor::Dense(original) = base.tensor(id)?
         {
             let stored = artifact.tensor(id)?;
-            let input = if feedback.contains(&id.to_string()) {
-                inputs.of(id)?
-            } else {
-                None
+            let input = match &mut inputs {
+                Some(inputs) if feedback.contains(&id.to_string()) => inputs.of(id)?,
+                _ => None,
             };
             let seen = Seen {
                 id,
