@@ -79,11 +79,8 @@ pub fn fit(w: &[f32], importance: Option<&[f32]>, grid: &Grid, levels: &mut [i8]
         (Levels::Ternary, _, true) => ternary::fit_shifted(w, importance, grid.rule, levels),
         (Levels::Int4, None, false) => GroupFit::nearest(int4::fit(w, levels)),
         (Levels::Int8, None, false) => GroupFit::nearest(int8::fit(w, levels)),
-        (Levels::Nine | Levels::Int4 | Levels::Int8, _, false) => {
-            search::fit(w, importance, grid.levels, levels)
-        }
-        (Levels::Nine | Levels::Int4 | Levels::Int8, _, true) => {
-            search::fit_shifted(w, importance, grid.levels, levels)
+        (Levels::Nine | Levels::Int4 | Levels::Int8, _, shifted) => {
+            search::fit(w, importance, grid.levels, shifted, levels)
         }
     }
 }

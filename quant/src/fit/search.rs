@@ -18,25 +18,6 @@ const TURNS: usize = 4;
 /// Sums that run side by side.
 const LANES: usize = 8;
 
-/// Fits one group without a shift.
-///
-/// Panics when the lengths differ.
-pub fn fit(w: &[f32], importance: Option<&[f32]>, levels: Levels, out: &mut [i8]) -> GroupFit {
-    best(w, importance, levels, false, out)
-}
-
-/// Fits one group with a shift.
-///
-/// Panics when the lengths differ.
-pub fn fit_shifted(
-    w: &[f32],
-    importance: Option<&[f32]>,
-    levels: Levels,
-    out: &mut [i8],
-) -> GroupFit {
-    best(w, importance, levels, true, out)
-}
-
 /// Weights, importance and the levels they may have.
 struct Group<'a> {
     w: &'a [f32],
@@ -46,7 +27,16 @@ struct Group<'a> {
     shifted: bool,
 }
 
-fn best(w: &[f32], h: Option<&[f32]>, levels: Levels, shifted: bool, out: &mut [i8]) -> GroupFit {
+/// Fits one group, with a shift where `shifted`.
+///
+/// Panics when the lengths differ.
+pub fn fit(
+    w: &[f32],
+    h: Option<&[f32]>,
+    levels: Levels,
+    shifted: bool,
+    out: &mut [i8],
+) -> GroupFit {
     assert_eq!(w.len(), out.len(), "a level for each weight");
     assert!(
         h.is_none_or(|h| h.len() == w.len()),
