@@ -2,8 +2,7 @@
 //! source's differ from them.
 //!
 //! Owns what is summed; the sums are those of [`Moments`]. Windows are taken in blocks of a fixed
-//! size and in order, so sums never depend on
-//! the number of threads.
+//! size and in order, so sums never depend on the number of threads.
 
 use faer::{Mat, MatRef};
 use neuroconv_recipes::Role;
