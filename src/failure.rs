@@ -5,7 +5,7 @@
 
 use std::io;
 
-use neuroconv_convert::Error as ConvertError;
+use neuroconv_convert::{Error as ConvertError, ImportanceError};
 use neuroconv_recipes::Error as RecipeError;
 use neuroconv_verify::Error as VerifyError;
 
@@ -97,7 +97,8 @@ fn convert(error: &ConvertError) -> Failure {
     let exit = match error {
         ConvertError::Recipe(e) => recipe(e),
         ConvertError::Io(e) => io(e),
-        ConvertError::OutputName { .. } => Exit::Usage,
+        ConvertError::OutputName { .. }
+        | ConvertError::Importance(ImportanceError::Contradiction { .. }) => Exit::Usage,
         ConvertError::File { .. }
         | ConvertError::OutputExists { .. }
         | ConvertError::OutputForeign { .. }

@@ -11,6 +11,7 @@ mod demo_model;
 mod exit;
 mod failure;
 mod github;
+mod importance;
 mod interrupt;
 mod latent;
 mod machine;

@@ -31,6 +31,7 @@ use crate::args::{JudgeArgs, YardstickArg};
 use crate::calibration::CalibrationText;
 use crate::corpus::Measurement;
 use crate::exit::Exit;
+use crate::importance;
 use crate::latent::Finished;
 use crate::machine;
 use crate::reports;
@@ -49,6 +50,8 @@ pub(crate) struct Job<'a> {
     pub(crate) output: &'a Path,
     pub(crate) overwrite: bool,
     pub(crate) calibration: &'a CalibrationText,
+    /// Where the importance matrix of the calibration text goes.
+    pub(crate) save_imatrix: Option<&'a Path>,
     pub(crate) measurement: &'a Measurement,
     pub(crate) judge: &'a JudgeArgs,
     pub(crate) allow_quality_loss: bool,
@@ -100,6 +103,9 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
         progress,
         &INTERRUPTED,
     )?;
+    if let Some(path) = job.save_imatrix {
+        importance::save(path, &staged, job.calibration)?;
+    }
     let convert_s = start.elapsed().as_secs_f64();
     let model = PackedModel::open(&staged.path(), Validate::Full)?;
     let options = options(

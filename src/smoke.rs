@@ -71,6 +71,7 @@ fn try_layers(job: &Job<'_>, scratch: &Path, progress: &dyn Progress) -> anyhow:
         output: &output,
         overwrite: false,
         calibration: job.calibration,
+        save_imatrix: None,
         measurement: &measurement,
         judge: job.judge,
         allow_quality_loss: true,

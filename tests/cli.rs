@@ -53,6 +53,41 @@ fn int8_and_int4_pass_and_their_reports_say_so() {
 }
 
 #[test]
+fn an_importance_matrix_is_written_and_weighs() {
+    let place = Place::new();
+    let save = ["-o", "out", "--save-imatrix", "i.gguf"];
+    let output = place.convert("int4", &model(), &save);
+    assert_code(&output, 0);
+    assert_eq!(place.names(), ["i.gguf", "out"]);
+    let output = place.convert("int4", &model(), &save[2..]);
+    assert_code(&output, 2);
+    assert!(stderr(&output).contains("`i.gguf` exists already"));
+    let read = ["-o", "rtn", "--imatrix", "i.gguf"];
+    let output = place.convert("int4", &model(), &read);
+    assert_code(&output, 2);
+    assert!(stderr(&output).contains("leaves nothing for an importance matrix to weigh"));
+    let output = place.convert(
+        "int4",
+        &model(),
+        &[&read[..], &["--method", "rtn"]].concat(),
+    );
+    assert_code(&output, 0);
+    let recipe = fs_err::read_to_string(place.path("rtn/neuroconv/recipe.toml")).unwrap();
+    let sha256 = neuroconv_format::sha256_file(place.path("i.gguf")).unwrap();
+    assert!(recipe.contains(&format!(
+        "[importance]\nfile = \"i.gguf\"\nsha256 = \"{sha256}\""
+    )));
+    // The recipe of such an artifact asks for the file.
+    let recipe = place.path("rtn/neuroconv/recipe.toml");
+    let again = place.convert("run", &recipe, &[model().to_str().unwrap()]);
+    assert_code(&again, 2);
+    assert!(stderr(&again).contains("--imatrix"), "{}", stderr(&again));
+    let output = place.convert("int8", &model(), &["-o", "o", "--save-imatrix", "j.gguf"]);
+    assert_code(&output, 2);
+    assert!(stderr(&output).contains("nothing is learned"));
+}
+
+#[test]
 fn ternary_is_refused_with_a_reason_and_leaves_nothing() {
     let place = Place::new();
     let output = place.convert(

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use neuroconv_format::artifact::{Artifact, Validate};
+use neuroconv_format::gguf::imatrix::Importance;
 use neuroconv_format::manifest::{Manifest, VerdictStatus};
 use neuroconv_runtime::Progress;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::Error;
+use crate::calibrated::RoundedLayers;
 use crate::folder;
 use crate::job::{hash_file, sha256};
 use crate::ours;
@@ -29,6 +31,7 @@ pub struct StagedArtifact {
     pub(crate) work: WorkDir,
     pub(crate) manifest: Manifest,
     pub(crate) layers: Option<ConvertedLayers>,
+    pub(crate) rounded: Option<RoundedLayers>,
     pub(crate) weights_sha256: String,
     pub(crate) notes: Vec<String>,
     pub(crate) resumed: usize,
@@ -72,6 +75,13 @@ impl StagedArtifact {
     /// The converted attention in single precision, if any was.
     pub fn converted(&self) -> Option<&ConvertedLayers> {
         self.layers.as_ref()
+    }
+
+    /// How large the source's inputs of matrices are that were rounded with calibration text, by the
+    /// names of these matrices in GGUF files; empty where none was.
+    pub fn importance(&self) -> Result<BTreeMap<String, Importance>, Error> {
+        let layers = self.rounded.as_ref();
+        layers.map_or_else(|| Ok(BTreeMap::new()), RoundedLayers::importance)
     }
 
     /// SHA-256 of the weights before anything was measured. [`StagedArtifact::emit`] refuses

@@ -24,6 +24,9 @@ pub enum Error {
         /// The recipe.
         recipe: String,
     },
+    /// An importance matrix does not fit the plan.
+    #[error(transparent)]
+    Importance(#[from] crate::ImportanceError),
     /// The source could not be opened.
     #[error(transparent)]
     Runtime(#[from] neuroconv_runtime::Error),
@@ -227,6 +230,7 @@ impl Error {
             Error::Recipe(e) => return e.hint(),
             Error::Runtime(e) => return e.hint(),
             Error::Mla(e) => return e.hint(),
+            Error::Importance(e) => return e.hint(),
             Error::Quantize { source, .. } => return source.hint(),
             Error::NoCalibration { .. } => "name a text with --calib, or ask for `--method rtn`",
             Error::NotAMatrix { .. } => "give this role the scheme `keep` in the recipe",

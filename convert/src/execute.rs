@@ -62,6 +62,7 @@ pub fn execute(
         Ok(Filled {
             manifest,
             layers,
+            rounded,
             weights_sha256,
             resumed,
         }) => {
@@ -70,6 +71,7 @@ pub fn execute(
                 work,
                 manifest,
                 layers,
+                rounded,
                 weights_sha256,
                 notes,
                 resumed,
@@ -107,6 +109,7 @@ struct Run<'a> {
 struct Filled {
     manifest: Manifest,
     layers: Option<ConvertedLayers>,
+    rounded: Option<RoundedLayers>,
     weights_sha256: String,
     resumed: usize,
 }
@@ -140,6 +143,7 @@ impl Run<'_> {
         Ok(Filled {
             manifest,
             layers,
+            rounded,
             weights_sha256,
             resumed,
         })

@@ -133,14 +133,18 @@ impl Pipeline<'_> {
                 break;
             }
             let (bytes, stats, parts) = match values {
-                Loaded::Weights(w_nk, PackedPlan { spec, layout, .. }) => {
+                Loaded::Weights(w_nk, packed) => {
+                    let PackedPlan {
+                        spec,
+                        layout,
+                        importance,
+                        ..
+                    } = packed;
                     let (rows, cols) = (layout.rows(), layout.cols());
-                    let (packed, fit) =
-                        quantize(&w_nk, rows, cols, spec, None).map_err(|source| {
-                            Error::Quantize {
-                                tensor: task.tensor.id,
-                                source,
-                            }
+                    let (packed, fit) = quantize(&w_nk, rows, cols, spec, importance.as_deref())
+                        .map_err(|source| Error::Quantize {
+                            tensor: task.tensor.id,
+                            source,
                         })?;
                     let stats = Stats::new(fit.rel_mse, Some(fit.zeros), Some(fit.entropy_bits));
                     (packed.bytes, Some(stats), Vec::new())

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::sync::Arc;
 
 use neuroconv_format::codec::{Codec, PackedLayout};
 use neuroconv_format::manifest::DroppedRecord;
@@ -189,7 +190,7 @@ pub(crate) enum Storage {
     /// Elements of this type.
     Dense(TensorCodec),
     /// Codes in panels.
-    Packed(PackedPlan),
+    Packed(Box<PackedPlan>),
 }
 
 /// How a matrix will be packed.
@@ -207,6 +208,8 @@ pub(crate) struct PackedPlan {
     pub(crate) parts: Vec<PartLayout>,
     /// What the recipe asks for.
     pub(crate) how: Packed,
+    /// What the squared error of each column weighs where it is rounded by itself, `[columns]`.
+    pub(crate) importance: Option<Arc<[f32]>>,
 }
 
 impl PackedPlan {
@@ -430,8 +433,9 @@ fn storage(
         corrections,
         parts,
         how,
+        importance: None,
     };
-    Ok((Storage::Packed(packed), Some(how.group_size)))
+    Ok((Storage::Packed(Box::new(packed)), Some(how.group_size)))
 }
 
 /// The corrections that a scheme gives a `[rows, cols]` matrix.

@@ -7,6 +7,7 @@
 pub mod arch;
 mod config;
 pub mod error;
+mod gguf;
 pub mod latent;
 mod pseudo;
 pub mod recipe;
@@ -25,8 +26,8 @@ pub use error::Error;
 pub use latent::{LatentSpec, MlaEncoder, MlaSpec};
 pub use pseudo::pseudo_code;
 pub use recipe::{
-    Apart, Assignment, Calibration, KeepDtype, Limits, Method, MlaMode, MlaRecipe, Packed,
-    PackedKind, Rank, Recipe, RunSection, Scheme, Threshold, builtin, builtin_names,
+    Apart, Assignment, Calibration, ImportanceFile, KeepDtype, Limits, Method, MlaMode, MlaRecipe,
+    Packed, PackedKind, Rank, Recipe, RunSection, Scheme, Threshold, builtin, builtin_names,
 };
 pub use resolve::{Dropped, Resolved, Slot, SourceTensor, resolve};
 pub use role::{Role, RoleKind, TensorId};

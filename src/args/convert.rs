@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{CalibrationArgs, JudgeArgs, LimitArgs, MeasureArgs, PackArgs, ReportArgs};
+use super::{
+    CalibrationArgs, ImportanceArgs, JudgeArgs, LimitArgs, MeasureArgs, PackArgs, ReportArgs,
+};
 
 /// Flags of every conversion.
 #[derive(Debug, Clone, Args)]
@@ -72,6 +74,10 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten, next_help_heading = "Calibration")]
     pub(crate) calibration: CalibrationArgs,
 
+    /// Importance matrices, read and written.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) importance: ImportanceArgs,
+
     /// What all conversions share.
     #[command(flatten)]
     pub(crate) convert: ConvertArgs,
@@ -99,6 +105,10 @@ pub(crate) struct TernaryArgs {
     #[command(flatten, next_help_heading = "Calibration")]
     pub(crate) calibration: CalibrationArgs,
 
+    /// Importance matrices, read and written.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) importance: ImportanceArgs,
+
     /// What all conversions share.
     #[command(flatten)]
     pub(crate) convert: ConvertArgs,
@@ -116,6 +126,10 @@ pub(crate) struct RunArgs {
     /// Which text is learned from, where the recipe learns.
     #[command(flatten, next_help_heading = "Calibration")]
     pub(crate) calibration: CalibrationArgs,
+
+    /// Importance matrices, read and written.
+    #[command(flatten, next_help_heading = "Calibration")]
+    pub(crate) importance: ImportanceArgs,
 
     /// What all conversions share.
     #[command(flatten)]

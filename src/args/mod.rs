@@ -1,6 +1,7 @@
 //! What can be typed. Owns flags, their help and their ranges; does nothing.
 
 mod convert;
+mod importance;
 mod judge;
 mod mla;
 mod number;
@@ -12,6 +13,7 @@ mod show;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use convert::{ConvertArgs, QuantizeArgs, RunArgs, SmokeArg, TernaryArgs};
+pub(crate) use importance::ImportanceArgs;
 pub(crate) use judge::{
     GateArgs, JudgeArgs, LimitArgs, MeasureArgs, ProtocolArg, VerifyArgs, YardstickArg,
 };

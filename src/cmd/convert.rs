@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 
 use neuroconv_convert::Plan;
 use neuroconv_recipes::{Limits, Recipe};
-use neuroconv_runtime::{TextTokenizer, WeightSource};
+use neuroconv_runtime::{Checkpoint, TextTokenizer, WeightSource};
 use neuroconv_verify::report::Report;
 use neuroconv_verify::{CheckStatus, Verdict, render};
 
 use super::plan;
-use crate::args::{CalibrationArgs, ConvertArgs, LimitArgs, MlaArgs};
+use crate::args::{CalibrationArgs, ConvertArgs, ImportanceArgs, LimitArgs, MlaArgs};
 use crate::args::{QuantizeArgs, RunArgs, TernaryArgs};
 use crate::calibration::{CalibrationText, ENGLISH, calibration};
 use crate::corpus;
 use crate::exit::Exit;
 use crate::failure::Misuse;
 use crate::github;
+use crate::importance;
 use crate::interrupt;
 use crate::latent::Undecided;
 use crate::pipeline::{self, Job};
@@ -35,7 +36,11 @@ pub(crate) fn int4(args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
 fn quantize(name: &str, args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
     let mut recipe = neuroconv_recipes::builtin(name)?;
     args.pack.apply(&mut recipe)?;
-    convert(&args.model, recipe, &args.convert, &args.calibration, ui)
+    let learning = Learning {
+        text: &args.calibration,
+        importance: &args.importance,
+    };
+    convert(&args.model, recipe, &args.convert, &learning, ui)
 }
 
 pub(crate) fn ternary(args: &TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -47,7 +52,11 @@ pub(crate) fn ternary(args: &TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
     if let Some(planes) = args.planes {
         recipe.set_ternary("planes", |packed| packed.planes = planes)?;
     }
-    convert(&args.model, recipe, &args.convert, &args.calibration, ui)
+    let learning = Learning {
+        text: &args.calibration,
+        importance: &args.importance,
+    };
+    convert(&args.model, recipe, &args.convert, &learning, ui)
 }
 
 pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -60,7 +69,11 @@ pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
     })?;
     let output = &mut args.convert.output.output;
     *output = output.take().or(run.output.map(PathBuf::from));
-    convert(&model, recipe, &args.convert, &args.calibration, ui)
+    let learning = Learning {
+        text: &args.calibration,
+        importance: &args.importance,
+    };
+    convert(&model, recipe, &args.convert, &learning, ui)
 }
 
 pub(crate) fn mla(args: &MlaArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -70,7 +83,11 @@ pub(crate) fn mla(args: &MlaArgs, ui: Ui) -> anyhow::Result<Exit> {
     section.check("command line")?;
     recipe.mla = Some(section);
     name.clone_into(&mut recipe.name);
-    convert(&args.model, recipe, &args.convert, &args.calibration, ui)
+    let learning = Learning {
+        text: &args.calibration,
+        importance: &ImportanceArgs::default(),
+    };
+    convert(&args.model, recipe, &args.convert, &learning, ui)
 }
 
 /// The limits that the command line sets.
@@ -83,20 +100,35 @@ pub(crate) fn limits(args: &LimitArgs) -> Limits {
     }
 }
 
-/// A conversion; `learning` names the text that it learns from, where the recipe asks for it.
+/// What the command line says a conversion learns from, where the recipe asks for it.
+struct Learning<'a> {
+    text: &'a CalibrationArgs,
+    importance: &'a ImportanceArgs,
+}
+
+/// A conversion.
 fn convert(
     model: &Path,
     mut recipe: Recipe,
     args: &ConvertArgs,
-    learning: &CalibrationArgs,
+    learning: &Learning<'_>,
     ui: Ui,
 ) -> anyhow::Result<Exit> {
     recipe.set_limits(limits(&args.limits))?;
-    if learning.is_none() {
+    if learning.text.is_none() {
         recipe.without_learning()?;
     }
+    let imatrix = importance::read(learning.importance, &mut recipe)?;
+    let planned = |source: &Checkpoint, recipe: &Recipe| {
+        let mut plan = neuroconv_convert::plan(source, recipe)?;
+        if let Some(imatrix) = &imatrix {
+            plan.weigh(imatrix)?;
+        }
+        Ok::<Plan, neuroconv_convert::Error>(plan)
+    };
     let source = plan::checkpoint(model)?;
-    let plan = neuroconv_convert::plan(&source, &recipe)?;
+    let plan = planned(&source, &recipe)?;
+    importance::check_save(learning.importance, args.output.overwrite, plan.learns())?;
     if args.output.dry_run {
         plan::show(&plan, ui)?;
         return Ok(Exit::Done);
@@ -109,7 +141,13 @@ fn convert(
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let tokenizer = &measurement.tokenizer;
     let calibration = if recipe.learns() {
-        calibration(learning, ENGLISH, source.spec(), tokenizer, &measurement)?
+        calibration(
+            learning.text,
+            ENGLISH,
+            source.spec(),
+            tokenizer,
+            &measurement,
+        )?
     } else {
         CalibrationText::default()
     };
@@ -125,7 +163,7 @@ fn convert(
     let candidates = undecided.candidates(&recipe)?;
     let forms = Forms::new(&args.report);
     for (tried, recipe) in candidates.iter().enumerate() {
-        let plan = neuroconv_convert::plan(&source, recipe)?;
+        let plan = planned(&source, recipe)?;
         let job = Job {
             source: &source,
             recipe,
@@ -133,6 +171,7 @@ fn convert(
             output: &output,
             overwrite: args.output.overwrite,
             calibration: &calibration,
+            save_imatrix: learning.importance.save_imatrix.as_deref(),
             measurement: &measurement,
             judge: &args.judge,
             allow_quality_loss: args.limits.allow_quality_loss,

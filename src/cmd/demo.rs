@@ -146,6 +146,7 @@ fn one(
         output: &output,
         overwrite: true,
         calibration,
+        save_imatrix: None,
         measurement,
         // The rows of the table are compared with one another, on the same tokens.
         judge: &JudgeArgs {

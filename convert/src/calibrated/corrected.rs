@@ -123,7 +123,10 @@ impl Corrected<'_> {
                         row[column as usize] = 0.0;
                     }
                 }
-                let (tensor, _) = quantize(&codes, rows, cols, &self.packed.spec, None)?;
+                let (tensor, _) = {
+                    let importance = self.packed.importance.as_deref();
+                    quantize(&codes, rows, cols, &self.packed.spec, importance)?
+                };
                 (tensor, apart_nc.concat(), f64::INFINITY)
             }
         };

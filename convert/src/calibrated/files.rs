@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use neuroconv_format::gguf::imatrix::Importance;
 use neuroconv_format::writer;
-use neuroconv_format::{PackedTensor, SafetensorsFile, SharedBytes, Tensor};
+use neuroconv_format::{DType, PackedTensor, SafetensorsFile, SharedBytes, Tensor};
 use neuroconv_recipes::TensorId;
 
 use super::corrected::corrections;
-use super::layer::{LayerRounding, Partly};
+use super::layer::{LayerRounding, Partly, Squares};
 use crate::Error;
 use crate::journal::Stats;
 use crate::layer_file::{self, LayerTensor};
@@ -20,17 +21,25 @@ pub(crate) struct RoundedLayers {
     dir: PathBuf,
     files: BTreeMap<usize, SafetensorsFile>,
     reports: BTreeMap<usize, LayerRounding>,
+    /// Tokens of the calibration text.
+    tokens: usize,
 }
 
 impl RoundedLayers {
     /// Finds which layers lie finished in `dir`, which is made if need be. One that does not have
     /// the matrices of `plan` counts as missing.
-    pub(super) fn open(dir: &Path, plan: &Plan, layers: usize) -> Result<Self, Error> {
+    pub(super) fn open(
+        dir: &Path,
+        plan: &Plan,
+        layers: usize,
+        tokens: usize,
+    ) -> Result<Self, Error> {
         fs_err::create_dir_all(dir)?;
         let mut found = RoundedLayers {
             dir: dir.to_owned(),
             files: BTreeMap::new(),
             reports: BTreeMap::new(),
+            tokens,
         };
         for layer in 0..layers {
             if layer_file::weights_path(dir, layer).is_file() {
@@ -56,8 +65,9 @@ impl RoundedLayers {
         plan: &Plan,
         rounded: &Partly<'_>,
         report: &LayerRounding,
+        squares: &Squares,
     ) -> Result<(), Error> {
-        let mut packed = Vec::new();
+        let mut packed: Vec<LayerTensor> = squares.iter().map(stored_squares).collect();
         for (tensor, _) in plan.of_layer(layer) {
             if let Some(Tensor::Packed(matrix)) = rounded.get(tensor.id) {
                 let parts = matrix.corrections.parts();
@@ -92,6 +102,29 @@ impl RoundedLayers {
             model.insert(tensor.id, Tensor::Packed(stored));
         }
         Ok(())
+    }
+
+    /// What the source gives to the matrices whose inputs were summed, by their names in GGUF files.
+    pub(crate) fn importance(&self) -> Result<BTreeMap<String, Importance>, Error> {
+        let mut entries = BTreeMap::new();
+        for file in self.files.values() {
+            for info in file.tensors() {
+                let id = info
+                    .name
+                    .strip_suffix(SQUARES)
+                    .and_then(|id| id.parse().ok());
+                if let Some(name) = id.and_then(TensorId::gguf_name) {
+                    let bytes = file.read(info)?;
+                    let sums = bytes.as_chunks().0.iter();
+                    let entry = Importance {
+                        sums: sums.map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+                        counts: vec![self.tokens as f32],
+                    };
+                    entries.insert(name, entry);
+                }
+            }
+        }
+        Ok(entries)
     }
 
     /// A finished matrix.
@@ -150,6 +183,19 @@ pub(crate) struct RoundedMatrix {
     /// In the order of its plan.
     pub(crate) parts: Vec<SharedBytes>,
     pub(crate) stats: Stats,
+}
+
+/// What follows the name of a matrix in the name of the sums of what it reads.
+const SQUARES: &str = ".squares";
+
+fn stored_squares((id, squares): (&TensorId, &Vec<f32>)) -> LayerTensor {
+    let bytes: Vec<u8> = squares.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+    LayerTensor {
+        name: format!("{id}{SQUARES}"),
+        dtype: DType::F32,
+        shape: vec![squares.len()],
+        bytes: bytes.into(),
+    }
 }
 
 /// Bytes as a tensor of a layer's file.

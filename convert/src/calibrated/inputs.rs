@@ -44,6 +44,8 @@ pub(super) struct Inputs {
     /// `d` such that `x + d x` is the source's input as far as the rounded model's tells it:
     /// `[n, n]`. `None` where nothing differs.
     pub(super) change: Option<Mat<f32>>,
+    /// Sums of squares of the source's inputs, `[n]`.
+    pub(super) source_squares: Vec<f32>,
 }
 
 /// The inputs of the matrix `role` in both models, the same layer of each.
@@ -62,10 +64,13 @@ impl Observed<'_> {
         let (held_out, fitted): (Vec<usize>, Vec<usize>) =
             (0..windows).partition(|w| w % every == every - 1);
         let mut sums: Option<Moments> = None;
+        let mut squares = Vec::new();
         for block in blocks(&fitted) {
-            let Some(Block { rounded, more }) = self.block(block) else {
+            let Some(block) = self.block(block) else {
                 return Ok(None);
             };
+            block.add_squares(&mut squares);
+            let Block { rounded, more } = block;
             let n = rounded.nrows();
             sums.get_or_insert_with(|| Moments::zeros(n, n))
                 .add_block(rounded.as_ref(), more.as_ref());
@@ -84,9 +89,11 @@ impl Observed<'_> {
         }
         // The held-out windows are only kept from the regression.
         for block in held_out.iter().filter_map(|w| self.block(&[*w])) {
+            block.add_squares(&mut squares);
             sums.add_block(block.rounded.as_ref(), block.more.as_ref());
         }
         Ok(Some(Inputs {
+            source_squares: squares.iter().map(|&sum| sum as f32).collect(),
             moments: sums.xx * faer::Scale(1.0 / sums.tokens.max(1.0)),
             change,
         }))
@@ -119,6 +126,19 @@ impl Observed<'_> {
 struct Block {
     rounded: Mat<f32>,
     more: Mat<f32>,
+}
+
+impl Block {
+    /// Adds the squares of the source's inputs, column by column of the matrices that read them.
+    fn add_squares(&self, sums: &mut Vec<f64>) {
+        sums.resize(self.rounded.nrows(), 0.0);
+        for t in 0..self.rounded.ncols() {
+            let source = self.rounded.col(t) + self.more.col(t);
+            for (sum, x) in sums.iter_mut().zip(source.iter()) {
+                *sum += f64::from(*x).powi(2);
+            }
+        }
+    }
 }
 
 /// The regression of what the source's input has on top on the rounded model's; `None` where

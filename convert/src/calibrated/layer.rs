@@ -42,6 +42,9 @@ pub struct MatrixRounding {
     pub nearest_output_error: Option<f64>,
 }
 
+/// Sums of squares of what the source gives to matrices, for all tokens of the calibration text.
+pub(super) type Squares = BTreeMap<TensorId, Vec<f32>>;
+
 /// What came of rounding one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,9 +103,14 @@ pub(super) struct LayerTask<'a> {
 }
 
 impl LayerTask<'_> {
-    /// Puts every matrix of the layer into `rounded`; what came of each, or `None` when cancelled.
-    pub(super) fn round(&self, rounded: &mut Partly<'_>) -> Result<Option<LayerRounding>, Error> {
+    /// Puts every matrix of the layer into `rounded`; what came of each and what it reads, or `None`
+    /// when cancelled.
+    pub(super) fn round(
+        &self,
+        rounded: &mut Partly<'_>,
+    ) -> Result<Option<(LayerRounding, Squares)>, Error> {
         let mut matrices = Vec::new();
+        let mut squares = Squares::new();
         for stage in STAGES {
             let planned: Vec<(&PlannedTensor, &PackedPlan)> = stage
                 .iter()
@@ -113,6 +121,11 @@ impl LayerTask<'_> {
                 Some((first, _)) if learns => self.inputs(first.id.role, rounded)?,
                 _ => None,
             };
+            if let Some(inputs) = &inputs {
+                let own =
+                    |(tensor, _): &(&PlannedTensor, _)| (tensor.id, inputs.source_squares.clone());
+                squares.extend(planned.iter().map(own));
+            }
             let mut metrics = BTreeMap::new();
             for (tensor, packed) in planned {
                 if self.cancel.load(Ordering::Relaxed) {
@@ -128,10 +141,11 @@ impl LayerTask<'_> {
                 self.progress.advance(1);
             }
         }
-        Ok(Some(LayerRounding {
+        let report = LayerRounding {
             layer: self.index,
             matrices,
-        }))
+        };
+        Ok(Some((report, squares)))
     }
 
     fn inputs(&self, role: Role, rounded: &Partly<'_>) -> Result<Option<Inputs>, Error> {
@@ -160,8 +174,14 @@ impl LayerTask<'_> {
         let (rows, cols) = (packed.layout.rows(), packed.layout.cols());
         let name = id.to_string();
         let Some(inputs) = inputs.filter(|_| packed.how.learns()) else {
-            let (tensor, stats) =
-                quantize(&w_nk, rows, cols, &packed.spec, None).map_err(failed)?;
+            let (tensor, stats) = quantize(
+                &w_nk,
+                rows,
+                cols,
+                &packed.spec,
+                packed.importance.as_deref(),
+            )
+            .map_err(failed)?;
             let tensor = PackedTensor {
                 activations: packed.activations,
                 ..tensor

@@ -38,7 +38,8 @@ pub(crate) fn round_layers(
     cancel: &AtomicBool,
 ) -> Result<RoundedLayers, Error> {
     let layers = source.spec().layers.len();
-    let mut found = RoundedLayers::open(dir, plan, layers)?;
+    let tokens = windows.iter().map(Vec::len).sum();
+    let mut found = RoundedLayers::open(dir, plan, layers, tokens)?;
     progress.start("round layers", plan.matrices() as u64, "matrices");
     check_finite(source, plan, None)?;
     let embedded = embed(source, windows)?;
@@ -63,14 +64,14 @@ pub(crate) fn round_layers(
                 progress,
                 cancel,
             };
-            let Some(reports) = task.round(&mut rounded)? else {
+            let Some((report, squares)) = task.round(&mut rounded)? else {
                 return Err(Error::Interrupted {
                     staging: dir.parent().map(Path::to_owned),
                     done: found.count(),
                     total: layers,
                 });
             };
-            found.keep(index, plan, &rounded, &reports)?;
+            found.keep(index, plan, &rounded, &report, &squares)?;
         }
         streams.run(&source_layer, &OneLayer::load(&rounded, index)?);
         if cancel.load(Ordering::Relaxed) && index + 1 < layers {

@@ -8,7 +8,9 @@ use neuroconv_fixtures::{golden_dirs, tiny_model, tiny_text};
 use neuroconv_format::{Tensor, Validate};
 use neuroconv_quant::relative_mse;
 use neuroconv_recipes::{Apart, Recipe, Role, TensorId, Threshold, builtin};
-use neuroconv_runtime::{Checkpoint, PackedModel, Progress, Quiet, TextTokenizer, WeightSource};
+use neuroconv_runtime::{
+    Checkpoint, OneLayer, PackedModel, Progress, Quiet, TextTokenizer, WeightSource, embed,
+};
 
 use super::{LayerRounding, RoundedLayers, round_layers};
 use crate::layer_file::report_path;
@@ -198,6 +200,56 @@ fn no_correction_changes_no_byte_and_a_full_one_leaves_nothing() {
         .collect();
     assert_eq!(errors.len(), 14);
     assert!(errors.iter().all(|error| *error < 1e-5), "{errors:?}");
+}
+
+/// What the source gives to matrices is summed once for those that share it, whatever is rounded
+/// and however often it was interrupted.
+#[test]
+fn importance_is_that_of_the_source() {
+    let source = golden("qwen2");
+    let dir = tempfile::tempdir().unwrap();
+    let (output, stop) = (dir.path().join("out"), StopEarly::default());
+    let recipe = builtin("ternary").unwrap();
+    let stopped = stage(&source, &recipe, &output, &stop, &stop.cancel);
+    assert!(matches!(stopped, Err(Error::Interrupted { .. })));
+    let found = staged(&source, &recipe, &output).importance().unwrap();
+    let windows = some_tokens(source.spec().vocab);
+    let tokens: usize = windows.iter().map(Vec::len).sum();
+    let mut streams = embed(&source, &windows).unwrap();
+    for index in 0..source.spec().layers.len() {
+        let layer = OneLayer::load(&source, index).unwrap();
+        for role in [
+            Role::Q,
+            Role::K,
+            Role::V,
+            Role::O,
+            Role::Gate,
+            Role::Up,
+            Role::Down,
+        ] {
+            let name = TensorId::layer(index, role).gguf_name().unwrap();
+            let entry = &found[&name];
+            assert_eq!(entry.counts, [tokens as f32]);
+            let inputs = streams
+                .iter()
+                .flat_map(|x_td| layer.input(role, x_td).unwrap());
+            let inputs: Vec<f32> = inputs.collect();
+            let columns = inputs.len() / tokens;
+            assert_eq!(entry.columns(), columns);
+            for (c, sum) in entry.sums.iter().enumerate() {
+                let own = inputs.iter().skip(c).step_by(columns);
+                let expected: f64 = own.map(|&x| f64::from(x).powi(2)).sum();
+                assert!(
+                    (f64::from(*sum) / expected - 1.0).abs() < 1e-5,
+                    "{name} {c}"
+                );
+            }
+        }
+        for x_td in &mut streams {
+            layer.run(x_td);
+        }
+    }
+    assert_eq!(found.len(), 7 * source.spec().layers.len());
 }
 
 /// Asks for a stop as soon as some matrices are rounded.

@@ -6,6 +6,7 @@
 mod common;
 
 mod artifact;
+mod importance;
 mod output;
 mod plan;
 mod resume;

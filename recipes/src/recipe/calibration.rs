@@ -1,4 +1,4 @@
-//! The text a conversion learned from, as a recipe records it.
+//! What a conversion learned from, as a recipe records it.
 
 use serde::Deserialize;
 
@@ -14,4 +14,15 @@ pub struct Calibration {
     pub tokens: usize,
     /// Tokens per window.
     pub ctx: usize,
+}
+
+/// The importance matrix that weighed plain rounding. Part of the recipe, because another gives other
+/// weights.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportanceFile {
+    /// Name of the file, for people.
+    pub file: String,
+    /// SHA-256 of the file in hex.
+    pub sha256: String,
 }

@@ -17,7 +17,7 @@ mod threshold;
 
 pub use assign::Assignment;
 pub use builtin::{builtin, builtin_names};
-pub use calibration::Calibration;
+pub use calibration::{Calibration, ImportanceFile};
 pub use limits::Limits;
 pub use mla::{MlaMode, MlaRecipe, Rank};
 pub use packed::{Apart, Method, Packed, PackedKind};
@@ -42,6 +42,8 @@ pub struct Recipe {
     pub mla: Option<MlaRecipe>,
     /// The text that the conversion learned from, once it is known.
     pub calibration: Option<Calibration>,
+    /// What weighed the columns of matrices that are rounded by themselves, if anything did.
+    pub importance: Option<ImportanceFile>,
     /// The first rule that speaks of a tensor decides.
     pub rules: Vec<Rule>,
     /// What becomes of tensors no rule speaks of.

@@ -4,7 +4,8 @@
 use serde::Deserialize;
 
 use super::{
-    Calibration, LayerSelect, Limits, MlaRecipe, Otherwise, Recipe, Rule, Scheme, builtin,
+    Calibration, ImportanceFile, LayerSelect, Limits, MlaRecipe, Otherwise, Recipe, Rule, Scheme,
+    builtin,
 };
 use crate::Error;
 use crate::suggest::near;
@@ -43,6 +44,7 @@ struct RecipeFile {
     extends: Option<String>,
     mla: Option<MlaRecipe>,
     calibration: Option<Calibration>,
+    importance: Option<ImportanceFile>,
     #[serde(default, rename = "rule")]
     rules: Vec<Rule>,
     otherwise: Option<Otherwise>,
@@ -104,6 +106,7 @@ impl Recipe {
             summary: file.summary,
             mla,
             calibration: file.calibration,
+            importance: file.importance,
             rules,
             otherwise,
             limits,

@@ -27,6 +27,11 @@ impl Recipe {
             line(format!("tokens = {}", calibration.tokens));
             line(format!("ctx = {}", calibration.ctx));
         }
+        if let Some(importance) = &self.importance {
+            line("\n[importance]".to_owned());
+            line(format!("file = {}", quoted(&importance.file)));
+            line(format!("sha256 = {}", quoted(&importance.sha256)));
+        }
         for rule in &self.rules {
             line(String::new());
             line("[[rule]]".to_owned());
@@ -143,8 +148,8 @@ mod tests {
 
     use super::*;
     use crate::recipe::{
-        Calibration, KeepDtype, LayerSelect, Limits, Method, MlaMode, Otherwise, Selector,
-        Threshold, builtin, builtin_names,
+        Calibration, ImportanceFile, KeepDtype, LayerSelect, Limits, Method, MlaMode, Otherwise,
+        Selector, Threshold, builtin, builtin_names,
     };
 
     fn any_scheme() -> impl Strategy<Value = Scheme> {
@@ -270,6 +275,10 @@ mod tests {
         )
     }
 
+    fn any_importance() -> impl Strategy<Value = ImportanceFile> {
+        (any_prose(), "[0-9a-f]{64}").prop_map(|(file, sha256)| ImportanceFile { file, sha256 })
+    }
+
     fn any_recipe() -> impl Strategy<Value = Recipe> {
         let rules = prop::collection::vec(any_rule(), 0..5);
         let otherwise = (any_scheme(), prop::option::of(any_prose()))
@@ -281,17 +290,23 @@ mod tests {
             otherwise,
             any_limits(),
             prop::option::of(any_mla()),
-            prop::option::of(any_calibration()),
+            (
+                prop::option::of(any_calibration()),
+                prop::option::of(any_importance()),
+            ),
         )
             .prop_map(
-                |(name, summary, rules, otherwise, limits, mla, calibration)| Recipe {
-                    name,
-                    summary,
-                    mla,
-                    calibration,
-                    rules,
-                    otherwise,
-                    limits,
+                |(name, summary, rules, otherwise, limits, mla, (calibration, importance))| {
+                    Recipe {
+                        name,
+                        summary,
+                        mla,
+                        calibration,
+                        importance,
+                        rules,
+                        otherwise,
+                        limits,
+                    }
                 },
             )
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 pub use crate::artifact_error::ArtifactError;
 pub use crate::checkpoint_error::CheckpointError;
 use crate::dtype::ElementType;
+pub use crate::gguf::GgufError;
 pub use crate::header_error::HeaderError;
 use crate::limits;
 
@@ -84,6 +85,18 @@ pub enum Error {
         #[source]
         source: Box<HeaderError>,
     },
+    /// A file that is no valid GGUF file, or not one of importance.
+    #[error("`{path}` is not a usable GGUF file")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<GgufError>,
+    },
+    /// Metadata and tensors that cannot be written as a GGUF file.
+    #[error("these tensors cannot be written as a GGUF file")]
+    GgufLayout(#[source] Box<GgufError>),
     /// A tensor of a type that weights are not read from.
     #[error("`{path}`, tensor `{tensor}`: elements of type {dtype} cannot be read as weights")]
     ElementType {
@@ -168,6 +181,7 @@ impl Error {
             Error::ElementType { .. } => "take a checkpoint stored as BF16, F16 or F32",
             Error::ManifestVersion { .. } => "use a newer version of the program",
             Error::Header { source, .. } | Error::Layout(source) => return source.hint(),
+            Error::Gguf { source, .. } | Error::GgufLayout(source) => return source.hint(),
             Error::Checkpoint { source, .. } => return source.hint(),
             Error::Artifact { source, .. } => return source.hint(),
             Error::Unaligned { .. } | Error::NotFinite { .. } => {

@@ -1,4 +1,4 @@
-//! Bytes on disk: the safetensors container, the native artifact and the table of codecs.
+//! Bytes on disk: the safetensors and GGUF containers, the native artifact and the table of codecs.
 //!
 //! Owns layouts, limits and the validation of everything untrusted that is read from a file.
 //! Knows bytes and shapes, never models. After a file is open no accessor can fail.
@@ -26,6 +26,7 @@ pub mod dtype;
 mod entry;
 pub mod error;
 mod files;
+pub mod gguf;
 mod header;
 mod header_error;
 mod index;
