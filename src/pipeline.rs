@@ -24,7 +24,7 @@ use neuroconv_verify::report::{
 };
 use neuroconv_verify::{
     Check, CheckClass, CheckStatus, Judgement, Verdict, Verification, VerifyOptions, Window,
-    Yardstick,
+    Yardstick, zeros_warning,
 };
 
 use crate::args::{JudgeArgs, YardstickArg};
@@ -326,6 +326,7 @@ fn report(verification: Verification, what: &Examined<'_>) -> Report {
     let (base, artifact) = (what.base, what.artifact);
     let manifest = artifact.artifact().manifest();
     let exit_code = verification.judgement.exit_code();
+    let tensors: Vec<TensorLine> = manifest.tensors.iter().map(TensorLine::from).collect();
     let Verification {
         metrics,
         parity,
@@ -366,13 +367,13 @@ fn report(verification: Verification, what: &Examined<'_>) -> Report {
         engine: engine.to_owned(),
         tokens_saved,
         yardstick: None,
-        tensors: manifest.tensors.iter().map(TensorLine::from).collect(),
+        tensors,
         checks: judgement.checks,
         stages,
         peak_rss_bytes: machine::peak_rss_bytes(),
         threads: rayon::current_num_threads(),
         cpu: machine::cpu(),
-        warnings: Vec::new(),
+        warnings: zeros_warning(&tensors).into_iter().collect(),
     }
 }
 

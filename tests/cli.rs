@@ -93,9 +93,19 @@ fn ternary_is_refused_with_a_reason_and_leaves_nothing() {
     let output = place.convert(
         "ternary",
         &model(),
-        &["-o", "out", "--calib", "none", "--report-dir", "reports"],
+        &[
+            "-o",
+            "out",
+            "--calib",
+            "none",
+            "--threshold",
+            "sparsity:0.6",
+            "--report-dir",
+            "reports",
+        ],
     );
     assert_code(&output, 3);
+    assert!(stderr(&output).contains("ternary tensors have fewer than 40 %"));
     assert!(
         stderr(&output).contains("ternary-mixed"),
         "{}",

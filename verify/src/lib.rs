@@ -32,6 +32,7 @@ pub mod tally;
 #[cfg(test)]
 mod testing;
 pub mod yardstick;
+mod zeros;
 
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};
@@ -44,3 +45,4 @@ pub use run::{Verification, VerifyOptions, verify};
 pub use scorer::{ReferenceScorer, RuntimeScorer, Scorer};
 pub use stats::Interval;
 pub use yardstick::Yardstick;
+pub use zeros::zeros_warning;
