@@ -26,6 +26,9 @@ pub(crate) const ENGLISH: BuiltInText = BuiltInText {
 /// Tokens below which a conversion learns the text rather than the language.
 const ENOUGH_TOKENS: usize = 16_384;
 
+/// Tokens for each column of the widest matrix that rounding with feedback should have.
+const TOKENS_PER_COLUMN: usize = 4;
+
 /// What a conversion learns from.
 #[derive(Debug, Default)]
 pub(crate) struct CalibrationText {
@@ -38,13 +41,14 @@ pub(crate) struct CalibrationText {
 }
 
 /// Reads, tokenizes and cuts the text that `args` names, or else `built_in`. It must not be one of
-/// those that are measured on.
+/// those that are measured on, and must have a token for each of the `widest` matrix's columns.
 pub(crate) fn calibration(
     args: &CalibrationArgs,
     built_in: BuiltInText,
     spec: &ModelSpec,
     tokenizer: &TextTokenizer,
     measurement: &Measurement,
+    widest: usize,
 ) -> anyhow::Result<CalibrationText> {
     if args.is_none() {
         let warning = "no calibration text: only the weights are looked at, which costs much \
@@ -96,11 +100,13 @@ pub(crate) fn calibration(
         .into());
     }
     let tokens = windows.len() * ctx;
-    let few = tokens < ENOUGH_TOKENS;
+    check_coverage(&text.name, tokens, widest)?;
+    let enough = ENOUGH_TOKENS.max(TOKENS_PER_COLUMN * widest);
+    let few = tokens < enough;
     let warnings = few.then(|| {
         format!(
-            "calibrated on {tokens} tokens of `{}` only: {ENOUGH_TOKENS} or more of text like what \
-             the model will read give a better model (--calib)",
+            "calibrated on {tokens} tokens of `{}` only: {enough} or more of text like what the model \
+             will read give a better model (--calib, --calib-tokens)",
             text.name
         )
     });
@@ -114,6 +120,24 @@ pub(crate) fn calibration(
         windows,
         warnings: warnings.into_iter().collect(),
     })
+}
+
+/// Refuses fewer tokens than the widest matrix has columns: their moments leave directions in which
+/// any error seems free, and the result can be worse than without text.
+fn check_coverage(name: &str, tokens: usize, widest: usize) -> anyhow::Result<()> {
+    if tokens >= widest {
+        return Ok(());
+    }
+    Err(Misuse::new(
+        format!(
+            "{tokens} tokens of `{name}` are too few to learn from: the widest matrix has {widest} columns"
+        ),
+        format!(
+            "give a longer text or more --calib-tokens, at best {} or more; `--method rtn` needs none",
+            ENOUGH_TOKENS.max(TOKENS_PER_COLUMN * widest)
+        ),
+    )
+    .into())
 }
 
 /// As many windows of `ctx` tokens as `most` tokens allow, evenly spread over the text.
@@ -140,5 +164,12 @@ mod tests {
         assert_eq!(firsts(10, 30), [0, 30, 60]);
         assert_eq!(firsts(30, 1000), [0, 30, 60]);
         assert!(firsts(30, 29).is_empty() && firsts(200, 1000).is_empty());
+    }
+
+    #[test]
+    fn a_token_for_each_column_is_the_least() {
+        assert!(check_coverage("t", 1024, 1024).is_ok() && check_coverage("t", 2, 0).is_ok());
+        let error = check_coverage("t", 1023, 1024).unwrap_err();
+        assert!(error.to_string().contains("1024 columns"), "{error}");
     }
 }

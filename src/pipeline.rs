@@ -327,6 +327,7 @@ fn report(verification: Verification, what: &Examined<'_>) -> Report {
     let manifest = artifact.artifact().manifest();
     let exit_code = verification.judgement.exit_code();
     let tensors: Vec<TensorLine> = manifest.tensors.iter().map(TensorLine::from).collect();
+    let warnings = zeros_warning(&tensors).into_iter().collect();
     let Verification {
         metrics,
         parity,
@@ -373,7 +374,7 @@ fn report(verification: Verification, what: &Examined<'_>) -> Report {
         peak_rss_bytes: machine::peak_rss_bytes(),
         threads: rayon::current_num_threads(),
         cpu: machine::cpu(),
-        warnings: zeros_warning(&tensors).into_iter().collect(),
+        warnings,
     }
 }
 

@@ -76,6 +76,8 @@ pub fn execute(
                 notes,
                 resumed,
             };
+            let idle = staged.rounded.as_ref().and_then(RoundedLayers::notes);
+            staged.notes.extend(idle);
             if resumed > 0 {
                 staged.notes.push(format!(
                     "resumed: {resumed} of {total} tensors were done already"

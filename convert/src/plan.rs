@@ -99,6 +99,14 @@ impl Plan {
             .any(|p| p.how.learns())
     }
 
+    /// Columns of the widest matrix that is fitted to calibration text; 0 where none is.
+    pub fn widest_learned(&self) -> usize {
+        let of_layers = self.tensors.iter().filter(|t| t.id.layer.is_some());
+        let packed = of_layers.filter_map(PlannedTensor::packed);
+        let learned = packed.filter(|p| p.how.learns());
+        learned.map(|p| p.layout.cols()).max().unwrap_or(0)
+    }
+
     /// Where the parts of a tensor lie in the weights file.
     pub(crate) fn part_ranges(&self, tensor: &PlannedTensor) -> Vec<Range<u64>> {
         let name = tensor.id.to_string();

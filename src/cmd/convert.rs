@@ -147,12 +147,15 @@ fn convert(
             source.spec(),
             tokenizer,
             &measurement,
+            plan.widest_learned(),
         )?
     } else {
         CalibrationText::default()
     };
     recipe.calibration.clone_from(&calibration.record);
     announce(model, &output, &plan, ui);
+    // Now, before hours of work, and again with the report.
+    calibration.warnings.iter().for_each(|w| ui.warn(w));
     interrupt::watch_resumable();
     let progress = ui.progress();
     let undecided = Undecided {

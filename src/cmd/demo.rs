@@ -70,7 +70,7 @@ pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
         ENGLISH
     };
     let spec = source.spec();
-    let calibration = calibration(&args.calibration, text, spec, tokenizer, &measurement)?;
+    let calibration = calibration(&args.calibration, text, spec, tokenizer, &measurement, 0)?;
     let prompt = prompt(&measurement, tokenizer)?;
     let original = sample(&source, tokenizer, &prompt)?;
     let mut rows = Vec::new();

@@ -127,6 +127,19 @@ impl RoundedLayers {
         Ok(entries)
     }
 
+    /// What the user should know: matrices of which the calibration text uses only a part.
+    pub(crate) fn notes(&self) -> Option<String> {
+        let matrices = self.reports.values().flat_map(|report| &report.matrices);
+        let idle = matrices.filter(|matrix| matrix.idle_columns > 0);
+        let count = idle.clone().count();
+        let most = idle.max_by_key(|matrix| matrix.idle_columns)?;
+        Some(format!(
+            "{count} matrices have columns that the calibration text never uses, most {} with {}: these \
+             are rounded to the nearest; text of more kinds may reach them",
+            most.name, most.idle_columns
+        ))
+    }
+
     /// A finished matrix.
     pub(crate) fn read(&self, tensor: &PlannedTensor) -> Result<RoundedMatrix, Error> {
         let (id, name) = (tensor.id, tensor.id.to_string());

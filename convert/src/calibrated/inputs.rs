@@ -48,6 +48,14 @@ pub(super) struct Inputs {
     pub(super) source_squares: Vec<f32>,
 }
 
+impl Inputs {
+    /// Columns that are zero for every token.
+    pub(super) fn idle_columns(&self) -> usize {
+        let diagonal = (0..self.moments.nrows()).map(|i| self.moments[(i, i)]);
+        diagonal.filter(|&square| square == 0.0).count()
+    }
+}
+
 /// The inputs of the matrix `role` in both models, the same layer of each.
 pub(super) struct Observed<'a> {
     pub(super) streams: &'a Streams,

@@ -40,6 +40,8 @@ pub struct MatrixRounding {
     pub output_error: Option<f64>,
     /// The same where every group is rounded by itself.
     pub nearest_output_error: Option<f64>,
+    /// Columns whose input is zero for all calibration text, so that nothing is known about them.
+    pub idle_columns: usize,
 }
 
 /// Sums of squares of what the source gives to matrices, for all tokens of the calibration text.
@@ -192,6 +194,7 @@ impl LayerTask<'_> {
                 stats,
                 output_error: None,
                 nearest_output_error: None,
+                idle_columns: 0,
             });
         };
         let group = packed.spec.group;
@@ -216,6 +219,7 @@ impl LayerTask<'_> {
             stats: found.stats,
             output_error: Some(found.output_error),
             nearest_output_error: nearest.is_finite().then_some(nearest),
+            idle_columns: inputs.idle_columns(),
         })
     }
 }

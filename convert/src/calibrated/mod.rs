@@ -40,15 +40,14 @@ pub(crate) fn round_layers(
     let layers = source.spec().layers.len();
     let tokens = windows.iter().map(Vec::len).sum();
     let mut found = RoundedLayers::open(dir, plan, layers, tokens)?;
+    check_finite(source, plan, progress)?;
     progress.start("round layers", plan.matrices() as u64, "matrices");
-    check_finite(source, plan, None)?;
     let embedded = embed(source, windows)?;
     let mut streams = Streams {
         source: embedded.clone(),
         rounded: embedded,
     };
     for index in 0..layers {
-        check_finite(source, plan, Some(index))?;
         let source_layer = OneLayer::load(source, index)?;
         let mut rounded = Partly::new(source);
         if found.has(index) {
@@ -86,17 +85,19 @@ pub(crate) fn round_layers(
     Ok(found)
 }
 
-/// Refuses weights of a layer, or of no layer, that are not finite, before anything is computed with
-/// them.
-fn check_finite(source: &dyn WeightSource, plan: &Plan, layer: Option<usize>) -> Result<(), Error> {
-    for tensor in plan
-        .tensors
-        .iter()
-        .filter(|tensor| tensor.id.layer == layer)
-    {
+/// Refuses weights that are not finite, those of the last layer too, before hours of work.
+fn check_finite(
+    source: &dyn WeightSource,
+    plan: &Plan,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    progress.start("check weights", plan.tensors.len() as u64, "tensors");
+    for tensor in &plan.tensors {
         if let Tensor::Dense(values) = source.tensor(tensor.id)? {
             dense::check_finite(tensor.id, &tensor.source, &values)?;
         }
+        progress.advance(1);
     }
+    progress.finish();
     Ok(())
 }

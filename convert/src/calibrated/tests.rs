@@ -317,10 +317,49 @@ fn a_bad_weight_is_refused_by_name() {
     bytes[end - 4..].fill(0xff);
     fs_err::write(&path, bytes).unwrap();
     let source = Checkpoint::open(dir.path()).unwrap();
-    let go_on = AtomicBool::new(false);
+    let stop = StopEarly::default();
     let output = dir.path().join("out");
-    let refused = stage(&source, &builtin("int4").unwrap(), &output, &Quiet, &go_on);
+    let int4 = builtin("int4").unwrap();
+    let refused = stage(&source, &int4, &output, &stop, &stop.cancel);
+    // Wherever it stands, before the first layer is rounded.
     assert!(matches!(refused, Err(Error::NonFinite { .. })));
+    assert!(!stop.rounding.into_inner());
+}
+
+#[test]
+fn columns_that_no_text_uses_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = golden_dirs();
+    let from = from.iter().find(|dir| dir.ends_with("llama")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs_err::copy(from.join(name), dir.path().join(name)).unwrap();
+    }
+    let recipe = builtin("int4").unwrap();
+    let source = Checkpoint::open(dir.path()).unwrap();
+    let told = |source: &Checkpoint, name: &str| {
+        let staged = staged(source, &recipe, &dir.path().join(name));
+        staged
+            .notes()
+            .iter()
+            .any(|note| note.contains("never uses"))
+    };
+    assert!(!told(&source, "a"));
+    // A row of zeros before the gate's product makes a column of zeros after it.
+    let slots = &source.resolved().slots;
+    let slot = slots
+        .iter()
+        .find(|slot| slot.id == TensorId::layer(1, Role::Up));
+    let info = source.files().info(&slot.unwrap().source).unwrap();
+    let row = info.size_bytes() as usize / info.shape[0];
+    let (start, path) = (
+        info.range.start as usize,
+        dir.path().join("model.safetensors"),
+    );
+    let mut bytes = fs_err::read(&path).unwrap();
+    bytes[start..start + row].fill(0);
+    fs_err::remove_file(&path).unwrap();
+    fs_err::write(&path, bytes).unwrap();
+    assert!(told(&Checkpoint::open(dir.path()).unwrap(), "b"));
 }
 
 #[test]
