@@ -7,13 +7,13 @@
 use std::path::Path;
 
 use anyhow::Context;
-use neuroconv_convert::Plan;
+use neuroconv_convert::{Plan, Survey};
 use neuroconv_recipes::Limits;
 use neuroconv_runtime::{Checkpoint, Progress, TextTokenizer};
 
 use crate::args::SmokeArg;
 use crate::corpus::Measurement;
-use crate::pipeline::{self, Job};
+use crate::pipeline::{self, INTERRUPTED, Job};
 use crate::reports::Forms;
 
 /// Bytes of weights from which on a trial is worth its time.
@@ -48,11 +48,15 @@ fn try_layers(job: &Job<'_>, scratch: &Path, progress: &dyn Progress) -> anyhow:
     let dir = scratch.join("model");
     neuroconv_convert::first_layers(job.source, LAYERS, &dir)?;
     let source = Checkpoint::open(&dir)?;
-    let plan = match neuroconv_convert::plan(&source, job.recipe) {
+    let mut plan = match neuroconv_convert::plan(&source, job.recipe) {
         // A rule for a later layer finds nothing here, which says nothing about the whole.
         Err(neuroconv_convert::Error::Recipe(_)) => return Ok(()),
         plan => plan?,
     };
+    if plan.wants_survey() {
+        let text = &job.calibration.windows;
+        plan.split(&Survey::of(&source, text, progress, &INTERRUPTED)?)?;
+    }
     let mut recipe = job.recipe.clone();
     recipe.limits = Limits::default();
     let real = job.measurement;

@@ -88,6 +88,38 @@ fn an_importance_matrix_is_written_and_weighs() {
 }
 
 #[test]
+fn outliers_are_kept_apart_and_counted() {
+    let place = Place::new();
+    let size = |name: &str| {
+        let report = fs_err::read(place.path(name).join("neuroconv/report.json")).unwrap();
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        report["artifact"]["size_bytes"].as_u64().unwrap()
+    };
+    for (name, flags) in [
+        ("plain", &[][..]),
+        ("none", &["--outliers", "inf"]),
+        ("some", &["--outliers", "4"]),
+    ] {
+        let output = place.convert("int8", &model(), &[&["-o", name], flags].concat());
+        assert_code(&output, 0);
+    }
+    assert!(size("plain") == size("none") && size("plain") < size("some"));
+    for (what, flags, says) in [
+        (
+            "int8",
+            &["--outliers", "4", "--calib", "none"][..],
+            "calibration",
+        ),
+        ("int4", &["--outliers", "4"], "outliers"),
+        ("int8", &["--outliers=-1"], "must be 0 or more"),
+    ] {
+        let output = place.convert(what, &model(), &[&["-o", "x"], flags].concat());
+        assert_code(&output, 2);
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn ternary_is_refused_with_a_reason_and_leaves_nothing() {
     let place = Place::new();
     let output = place.convert(

@@ -19,7 +19,7 @@ pub enum Error {
     #[error(transparent)]
     Recipe(#[from] neuroconv_recipes::Error),
     /// A plan that learns, and nothing to learn from.
-    #[error("recipe `{recipe}` rounds with feedback, but there is no calibration text")]
+    #[error("recipe `{recipe}` learns from calibration text, but there is none")]
     NoCalibration {
         /// The recipe.
         recipe: String,
@@ -103,7 +103,13 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
-    /// A kept tensor does not fit the element type that the recipe asks for.
+    /// The calibration text takes activations out of range.
+    #[error("tensor `{tensor}`: its inputs for the calibration text are not finite")]
+    NonFiniteInputs {
+        /// The first matrix that reads them.
+        tensor: TensorId,
+    },
+    /// A kept tensor, or a column that is kept apart, does not fit the element type that it is kept in.
     #[error("tensor `{tensor}`: element {index} is {value}, too large for {dtype}")]
     TooLarge {
         /// The tensor.
@@ -234,7 +240,7 @@ impl Error {
             Error::Quantize { source, .. } => return source.hint(),
             Error::NoCalibration { .. } => "name a text with --calib, or ask for `--method rtn`",
             Error::NotAMatrix { .. } => "give this role the scheme `keep` in the recipe",
-            Error::NonFinite { .. } => {
+            Error::NonFinite { .. } | Error::NonFiniteInputs { .. } => {
                 "the checkpoint is damaged or was saved after training diverged; download it again"
             }
             Error::TooLarge { .. } => "keep this role in `bf16` or `f32`",

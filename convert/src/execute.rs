@@ -163,10 +163,10 @@ impl Run<'_> {
 
     /// Rounds the matrices of the layers where calibration text says how.
     fn round(&self, converted: Option<&ConvertedLayers>) -> Result<Option<RoundedLayers>, Error> {
-        if !self.plan.learns() {
+        if !self.plan.learns() && !self.plan.wants_survey() {
             return Ok(None);
         }
-        if self.calibration.is_empty() {
+        if self.calibration.is_empty() || self.plan.wants_survey() {
             return Err(Error::NoCalibration {
                 recipe: self.plan.recipe.clone(),
             });

@@ -12,13 +12,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{ScopedJoinHandle, scope};
 
 use neuroconv_format::SharedBytes;
-use neuroconv_quant::quantize;
 use neuroconv_runtime::{Checkpoint, Progress};
 
 use crate::Error;
 use crate::calibrated::{RoundedLayers, RoundedMatrix};
 use crate::dense;
 use crate::journal::{Journal, PartBytes, Record, Stats};
+use crate::outliers;
 use crate::pass::ConvertedLayers;
 use crate::plan::{PackedPlan, PlannedTensor, Storage};
 use crate::weights::WeightsFile;
@@ -134,20 +134,13 @@ impl Pipeline<'_> {
             }
             let (bytes, stats, parts) = match values {
                 Loaded::Weights(w_nk, packed) => {
-                    let PackedPlan {
-                        spec,
-                        layout,
-                        importance,
-                        ..
-                    } = packed;
-                    let (rows, cols) = (layout.rows(), layout.cols());
-                    let (packed, fit) = quantize(&w_nk, rows, cols, spec, importance.as_deref())
-                        .map_err(|source| Error::Quantize {
-                            tensor: task.tensor.id,
-                            source,
-                        })?;
+                    let id = task.tensor.id;
+                    let (tensor, fit) = outliers::round(id, &w_nk, packed)?;
+                    let parts = tensor.corrections.parts();
+                    let parts = parts.map_err(|source| Error::Layout { tensor: id, source })?;
+                    let parts = parts.into_iter().map(|(_, bytes)| bytes).collect();
                     let stats = Stats::new(fit.rel_mse, Some(fit.zeros), Some(fit.entropy_bits));
-                    (packed.bytes, Some(stats), Vec::new())
+                    (tensor.bytes, Some(stats), parts)
                 }
                 Loaded::Stored(bytes, stats) => (bytes, stats, Vec::new()),
                 Loaded::Rounded(RoundedMatrix {

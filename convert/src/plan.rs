@@ -216,13 +216,15 @@ pub(crate) struct PackedPlan {
     pub(crate) parts: Vec<PartLayout>,
     /// What the recipe asks for.
     pub(crate) how: Packed,
+    /// Columns stored apart in half precision, ascending, once they are known.
+    pub(crate) outliers: Option<Arc<[u32]>>,
     /// What the squared error of each column weighs where it is rounded by itself, `[columns]`.
     pub(crate) importance: Option<Arc<[f32]>>,
 }
 
 impl PackedPlan {
     /// Bytes of codes, scales, shifts and parts.
-    fn stored_bytes(&self) -> usize {
+    pub(crate) fn stored_bytes(&self) -> usize {
         let parts = self.parts.iter().map(PartLayout::size_bytes);
         parts.fold(self.layout.size_bytes(), usize::saturating_add)
     }
@@ -441,6 +443,7 @@ fn storage(
         corrections,
         parts,
         how,
+        outliers: None,
         importance: None,
     };
     Ok((Storage::Packed(Box::new(packed)), Some(how.group_size)))
@@ -449,7 +452,8 @@ fn storage(
 /// The corrections that a scheme gives a `[rows, cols]` matrix.
 fn corrections(how: &Packed, rows: usize, cols: usize) -> CorrectionsPlan {
     let columns = match how.apart {
-        Apart::None => 0,
+        // How many outliers there are is found in the calibration text.
+        Apart::None | Apart::Outliers(_) => 0,
         Apart::Salient(share) => ((share * cols as f64).ceil() as usize).min(cols),
     };
     let group = choose_group(Codec::Int8, rows, columns.max(1), how.group_size);

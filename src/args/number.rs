@@ -44,6 +44,14 @@ pub(super) fn non_negative(text: &str) -> Result<f64, String> {
     })
 }
 
+/// A magnitude, `inf` included.
+pub(super) fn magnitude(text: &str) -> Result<f64, String> {
+    match text {
+        "inf" => Ok(f64::INFINITY),
+        _ => non_negative(text),
+    }
+}
+
 /// A share, in percent where the sign says so.
 pub(super) fn percent(text: &str) -> Result<f64, String> {
     match text.strip_suffix('%') {
@@ -88,6 +96,7 @@ mod tests {
                 .iter()
                 .all(|t| thread_counts(t).is_err())
         );
+        assert!(magnitude("inf") == Ok(f64::INFINITY) && magnitude("-1").is_err());
         assert!(group_size("48").is_err() && group_size("64") == Ok(64));
     }
 }

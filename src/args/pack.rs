@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use neuroconv_recipes::{Apart, Method, Recipe};
 
-use super::number::{group_size, share};
+use super::number::{group_size, magnitude, share};
 
 /// How matrices of the blocks are packed.
 #[derive(Debug, Clone, Default, Args)]
@@ -31,6 +31,11 @@ pub(crate) struct PackArgs {
     /// Store this share of the columns apart in 8 bits, those that matter most
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub(crate) salient: Option<f64>,
+
+    /// Store the columns apart in 16 bits whose inputs reach this magnitude on calibration text;
+    /// `int8` only
+    #[arg(long, value_name = "THRESHOLD", value_parser = magnitude, conflicts_with = "salient")]
+    pub(crate) outliers: Option<f64>,
 }
 
 /// How weights are rounded.
@@ -74,6 +79,10 @@ impl PackArgs {
         }
         if let Some(share) = self.salient {
             let apart = Apart::Salient(share);
+            recipe.set_body("columns to store apart", |packed| packed.apart = apart)?;
+        }
+        if let Some(threshold) = self.outliers {
+            let apart = Apart::Outliers(threshold);
             recipe.set_body("columns to store apart", |packed| packed.apart = apart)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use neuroconv_convert::Plan;
+use neuroconv_convert::{Plan, Survey};
 use neuroconv_recipes::{Limits, Recipe};
 use neuroconv_runtime::{Checkpoint, TextTokenizer, WeightSource};
 use neuroconv_verify::report::Report;
@@ -153,11 +153,21 @@ fn convert(
         CalibrationText::default()
     };
     recipe.calibration.clone_from(&calibration.record);
-    announce(model, &output, &plan, ui);
     // Now, before hours of work, and again with the report.
     calibration.warnings.iter().for_each(|w| ui.warn(w));
     interrupt::watch_resumable();
     let progress = ui.progress();
+    let survey = plan.wants_survey().then(|| {
+        let text = &calibration.windows;
+        Survey::of(&source, text, progress.as_ref(), &pipeline::INTERRUPTED)
+    });
+    let survey = survey.transpose()?;
+    let planned = |recipe: &Recipe| {
+        let mut plan = planned(&source, recipe)?;
+        survey.iter().try_for_each(|survey| plan.split(survey))?;
+        Ok::<Plan, neuroconv_convert::Error>(plan)
+    };
+    announce(model, &output, &planned(&recipe)?, ui);
     let undecided = Undecided {
         source: &source,
         calibration: &calibration.windows,
@@ -166,7 +176,7 @@ fn convert(
     let candidates = undecided.candidates(&recipe)?;
     let forms = Forms::new(&args.report);
     for (tried, recipe) in candidates.iter().enumerate() {
-        let plan = planned(&source, recipe)?;
+        let plan = planned(recipe)?;
         let job = Job {
             source: &source,
             recipe,

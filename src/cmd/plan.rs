@@ -73,6 +73,9 @@ pub(crate) fn show(plan: &Plan, ui: Ui) -> anyhow::Result<()> {
     for warning in &plan.warnings {
         ui.warn(warning);
     }
+    if plan.wants_survey() {
+        ui.warn("columns kept apart are found in the calibration text, and not counted here");
+    }
     let s = &plan.source;
     ui.result(format!(
         "\n{}: {}, {} parameters in {}, {} -> {} ({:.3} bits per weight), recipe {}",

@@ -201,7 +201,8 @@ fn half_precision(shape: [usize; 2], values: &[f16]) -> DenseTensor {
 pub(super) fn corrections<'p>(
     parts: impl Iterator<Item = (&'p PartLayout, SharedBytes)>,
 ) -> Corrections {
-    let (mut a, mut b, mut values, mut indexes) = (None, None, None, None);
+    let (mut a, mut b, mut indexes) = (None, None, None);
+    let (mut exact, mut values) = (None, None);
     for (part, bytes) in parts {
         let dense = |bytes| DenseTensor {
             dtype: DType::F16,
@@ -211,6 +212,7 @@ pub(super) fn corrections<'p>(
         match part.kind() {
             PartKind::LowRankA => a = Some(dense(bytes)),
             PartKind::LowRankB => b = Some(dense(bytes)),
+            PartKind::Columns if part.group().is_none() => exact = Some(dense(bytes)),
             PartKind::Columns => values = packed_columns(part, bytes),
             PartKind::ColumnIndex => {
                 let count = part.shape().iter().product();
@@ -221,8 +223,10 @@ pub(super) fn corrections<'p>(
     }
     Corrections {
         low_rank: a.zip(b).map(|(a, b)| LowRank { a, b }),
-        columns: Option::zip(indexes, values)
-            .map(|(indexes, values)| Columns::packed(indexes, values)),
+        columns: indexes.and_then(|indexes| match exact {
+            Some(exact) => Some(Columns::dense(indexes, exact)),
+            None => values.map(|values| Columns::packed(indexes, values)),
+        }),
     }
 }
 

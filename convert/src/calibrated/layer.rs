@@ -5,9 +5,9 @@ use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use faer::{Mat, MatRef};
-use neuroconv_format::{PackedTensor, Tensor};
+use neuroconv_format::Tensor;
 use neuroconv_quant::gptq::InputMetric;
-use neuroconv_quant::{FitStats, dequantize, quantize};
+use neuroconv_quant::{FitStats, dequantize};
 use neuroconv_recipes::{ModelSpec, Role, TensorId};
 use neuroconv_runtime::{OneLayer, Progress, WeightSource};
 use serde::{Deserialize, Serialize};
@@ -16,10 +16,11 @@ use super::corrected::Corrected;
 use super::inputs::{Inputs, Observed, Streams};
 use crate::Error;
 use crate::mla::linalg::par_mul;
+use crate::outliers;
 use crate::plan::{PackedPlan, Plan, PlannedTensor};
 
 /// The matrices of a layer by what they read, in order.
-const STAGES: [&[Role]; 5] = [
+pub(crate) const STAGES: [&[Role]; 5] = [
     &[Role::Q, Role::K, Role::V, Role::KvA],
     &[Role::QRope, Role::KB, Role::VB],
     &[Role::O],
@@ -173,21 +174,10 @@ impl LayerTask<'_> {
         let id = tensor.id;
         let failed = |source| Error::Quantize { tensor: id, source };
         let w_nk = dequantize(&self.source.tensor(id)?);
-        let (rows, cols) = (packed.layout.rows(), packed.layout.cols());
+        let rows = packed.layout.rows();
         let name = id.to_string();
         let Some(inputs) = inputs.filter(|_| packed.how.learns()) else {
-            let (tensor, stats) = quantize(
-                &w_nk,
-                rows,
-                cols,
-                &packed.spec,
-                packed.importance.as_deref(),
-            )
-            .map_err(failed)?;
-            let tensor = PackedTensor {
-                activations: packed.activations,
-                ..tensor
-            };
+            let (tensor, stats) = outliers::round(id, &w_nk, packed)?;
             rounded.insert(id, Tensor::Packed(tensor));
             return Ok(MatrixRounding {
                 name,

@@ -19,6 +19,7 @@ use neuroconv_format::Tensor;
 use neuroconv_runtime::{OneLayer, Progress, WeightSource, embed};
 
 pub(crate) use files::{RoundedLayers, RoundedMatrix};
+pub(crate) use layer::STAGES;
 pub use layer::{LayerRounding, MatrixRounding};
 
 use crate::Error;

@@ -7,6 +7,7 @@ mod common;
 
 mod artifact;
 mod importance;
+mod outliers;
 mod output;
 mod plan;
 mod resume;

@@ -134,7 +134,7 @@ impl Recipe {
         let mut packed = schemes
             .chain([&self.otherwise.scheme])
             .filter_map(Scheme::as_packed);
-        self.mla.is_some() || packed.any(Packed::learns)
+        self.mla.is_some() || packed.any(Packed::reads_text)
     }
 
     /// Rounds every group by itself, for there is nothing to learn from. Fails where a rule asks
@@ -144,7 +144,7 @@ impl Recipe {
         let all = schemes.chain([&mut self.otherwise.scheme]);
         for packed in all.filter_map(Scheme::as_packed_mut) {
             packed.method = Method::Rtn;
-            if packed.learns() {
+            if packed.reads_text() {
                 return Err(Error::NothingToLearnFrom {
                     recipe: self.name.clone(),
                 });

@@ -85,6 +85,9 @@ pub enum Apart {
     /// This share of the columns, above 0 and at most 1: those whose inputs and weights are largest,
     /// in eight bits.
     Salient(f64),
+    /// Those whose inputs reach this magnitude somewhere in the calibration text, in half precision;
+    /// `int8` only. 0 takes all columns, infinity none.
+    Outliers(f64),
 }
 
 impl Packed {
@@ -117,9 +120,15 @@ impl Packed {
         Packed { group_size, ..self }
     }
 
-    /// Whether calibration text is needed.
+    /// Whether rounding is fitted to calibration text.
     pub fn learns(&self) -> bool {
-        self.method == Method::Gptq || self.correct_rank > 0 || self.apart != Apart::None
+        let salient = matches!(self.apart, Apart::Salient(_));
+        self.method == Method::Gptq || self.correct_rank > 0 || salient
+    }
+
+    /// Whether calibration text is needed.
+    pub fn reads_text(&self) -> bool {
+        self.learns() || matches!(self.apart, Apart::Outliers(_))
     }
 
     /// Fails for what cannot be.
@@ -144,6 +153,16 @@ impl Packed {
                     "salient",
                     "it is a share of the columns, above 0 and at most 1",
                 );
+            }
+            Apart::Outliers(threshold) => {
+                if threshold.is_nan() || threshold < 0.0 {
+                    return bad("outliers", "the threshold is a magnitude, 0 or more");
+                }
+                if self.kind != PackedKind::Int8 || self.learns() {
+                    let reason =
+                        "they are kept apart beside `int8` that is rounded without feedback";
+                    return bad("outliers", reason);
+                }
             }
             Apart::None | Apart::Salient(_) => {}
         }

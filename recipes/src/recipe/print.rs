@@ -132,6 +132,7 @@ fn write_packed(out: &mut String, packed: &Packed) -> std::fmt::Result {
     match apart {
         Apart::None => {}
         Apart::Salient(share) => write!(out, ", salient = {share:?}")?,
+        Apart::Outliers(threshold) => write!(out, ", outliers = {threshold:?}")?,
     }
     write!(out, ", activations = {activations}")
 }
@@ -181,6 +182,12 @@ mod tests {
             any.prop_map(|(group_size, ternary, kind, apart, method, correct_rank)| {
                 let (threshold, planes) = ternary.unwrap_or_default();
                 let kind = ternary.map_or(kind, |_| PackedKind::Ternary);
+                let plain = kind == PackedKind::Int8 && method == Method::Rtn && correct_rank == 0;
+                let apart = match (apart, group_size) {
+                    (Apart::None, 64) if plain => Apart::Outliers(6.5),
+                    (Apart::None, 128) if plain => Apart::Outliers(f64::INFINITY),
+                    _ => apart,
+                };
                 Scheme::Packed(Packed {
                     kind,
                     group_size,

@@ -110,6 +110,8 @@ struct SchemeTable {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     salient: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    outliers: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     activations: Option<u8>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dtype: Option<KeepDtype>,
@@ -182,6 +184,11 @@ impl SchemeTable {
             ),
             ("salient", self.salient.is_some() && keep, "packed types"),
             (
+                "outliers",
+                self.outliers.is_some() && kind != Kind::Int8,
+                "type `int8`",
+            ),
+            (
                 "activations",
                 self.activations.is_some() && keep,
                 "packed types",
@@ -200,7 +207,14 @@ impl SchemeTable {
             return Ok(Scheme::Keep { dtype: self.dtype });
         };
         let default = Packed::new(kind);
-        let apart = self.salient.map_or(Apart::None, Apart::Salient);
+        let apart = match (self.salient, self.outliers) {
+            (None, None) => Apart::None,
+            (Some(share), None) => Apart::Salient(share),
+            (None, Some(threshold)) => Apart::Outliers(threshold),
+            (Some(_), Some(_)) => {
+                return Err("`salient` and `outliers` exclude each other".to_owned());
+            }
+        };
         Ok(Scheme::Packed(Packed {
             kind,
             group_size: self.group_size.unwrap_or(default.group_size),
@@ -238,7 +252,12 @@ impl From<Scheme> for SchemeTable {
             correct_rank: (packed.correct_rank > 0).then_some(packed.correct_rank),
             salient: match packed.apart {
                 Apart::Salient(share) => Some(share),
-                Apart::None => None,
+                Apart::None | Apart::Outliers(_) => None,
+            },
+            outliers: match packed.apart {
+                // JSON has no infinity, which takes no column.
+                Apart::Outliers(threshold) if threshold.is_finite() => Some(threshold),
+                Apart::None | Apart::Salient(_) | Apart::Outliers(_) => None,
             },
             activations: Some(packed.activations),
             dtype: None,
