@@ -44,6 +44,8 @@ impl WeightsFile {
 
     /// Writes all of `bytes` from `offset` on.
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        neuroconv_format::lay_in_large_pages(&self.file, offset..end);
         self.file
             .file()
             .write_all_at(bytes, offset)

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
 
+use memmap2::MmapMut;
 use neuroconv_kernels::stream_read;
 use neuroconv_runtime::{Decoder, KvCache, Sampler};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -77,7 +78,7 @@ pub(crate) fn run(args: &BenchArgs, threads: &[u16], seed: u64, ui: Ui) -> anyho
         [] => vec![rayon::current_num_threads()],
         some => some.iter().map(|&n| usize::from(n)).collect(),
     };
-    let memory = vec![1_u8; STREAM_BYTES];
+    let memory = stream_memory()?;
     let mut measured = Measured {
         isa: neuroconv_kernels::isa()?.name(),
         cpu: machine::cpu(),
@@ -124,6 +125,17 @@ pub(crate) fn run(args: &BenchArgs, threads: &[u16], seed: u64, ui: Ui) -> anyho
     show(&measured, ui);
     ui.object(&measured)?;
     Ok(Exit::Done)
+}
+
+/// Memory to read, in large pages where the system has them, so that it is read as fast as can be.
+fn stream_memory() -> std::io::Result<MmapMut> {
+    let mut memory = MmapMut::map_anon(STREAM_BYTES)?;
+    #[cfg(target_os = "linux")]
+    {
+        let _ = memory.advise(memmap2::Advice::HugePage);
+    }
+    memory.fill(1);
+    Ok(memory)
 }
 
 /// Pseudo-random tokens, by a linear congruential generator.

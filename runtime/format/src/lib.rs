@@ -51,6 +51,7 @@ pub use dtype::{DType, ElementType};
 pub use error::{CheckpointError, Error, HeaderError};
 pub use files::sha256_file;
 pub use manifest::{Manifest, TensorCodec};
+pub use map::lay_in_large_pages;
 pub use safetensors::{SafetensorsFile, TensorInfo};
 pub use sniff::Disguise;
 pub use tensor::{DenseTensor, PackedTensor, SharedBytes, Tensor};

@@ -153,11 +153,12 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const P: usize>(
         std::array::from_fn(|t| std::array::from_fn(|plane| a.words(t0 + t, plane).as_ptr()));
     let mut y = [_mm512_setzero_ps(); T];
     for g in 0..a.groups() {
-        let start = |t: usize, plane: usize| {
-            _mm512_set1_epi32(-offset::<BITS>() * a.sums(t0 + t, plane)[g])
-        };
-        let mut acc: [[__m512i; P]; T] =
-            std::array::from_fn(|t| std::array::from_fn(|plane| start(t, plane)));
+        let mut acc = [[_mm512_setzero_si512(); P]; T];
+        for t in 0..T {
+            for plane in 0..P {
+                acc[t][plane] = _mm512_set1_epi32(-offset::<BITS>() * a.sums(t0 + t, plane)[g]);
+            }
+        }
         for u in g * units..(g + 1) * units {
             // SAFETY: unit `u` lies in group `g` of the codes, its words in that of each row.
             unsafe {
@@ -240,17 +241,21 @@ unsafe fn one_row<const BITS: usize, const P: usize>(
                         *sum = _mm512_dpbusd_epi32(*sum, code, _mm512_set1_epi32(word));
                     }
                 }
-                words = words.map(|words| words.add(4));
+                for plane in 0..P {
+                    words[plane] = words[plane].add(4);
+                }
             }
         }
-        let sum = join(acc.map(|acc| {
-            let place = |i: usize| {
+        // Loops, not `map`: closures would become calls that pass registers by way of memory.
+        let mut planes = [_mm512_setzero_si512(); P];
+        for plane in 0..P {
+            for i in 0..4 {
                 let shift = _mm_cvtsi32_si128((BITS * (i % words_per_unit)) as i32);
-                _mm512_sra_epi32(acc[i], shift)
-            };
-            let low = _mm512_add_epi32(place(0), place(1));
-            _mm512_add_epi32(low, _mm512_add_epi32(place(2), place(3)))
-        }));
+                let part = _mm512_sra_epi32(acc[plane][i], shift);
+                planes[plane] = _mm512_add_epi32(planes[plane], part);
+            }
+        }
+        let sum = join(planes);
         // SAFETY: group `g` exists.
         unsafe {
             let scale = load_halves(p.scales, g);
