@@ -81,11 +81,15 @@ impl Decoder {
     /// before.
     pub fn hidden(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, Error> {
         self.check(tokens, cache)?;
-        let mut hidden_td = Vec::with_capacity(tokens.len() * self.spec.hidden);
-        for chunk in tokens.chunks(CHUNK_TOKENS) {
-            hidden_td.extend(self.forward(chunk, cache));
-        }
-        Ok(hidden_td)
+        // On a thread of the pool from the first product to the last: every one that is asked for from
+        // outside would put that thread to sleep and wake another.
+        Ok(rayon::scope(|_| {
+            let mut hidden_td = Vec::with_capacity(tokens.len() * self.spec.hidden);
+            for chunk in tokens.chunks(CHUNK_TOKENS) {
+                hidden_td.extend(self.forward(chunk, cache));
+            }
+            hidden_td
+        }))
     }
 
     /// The logits `[t, vocab]` of hidden states `[t, hidden]` from [`Decoder::hidden`]. Their

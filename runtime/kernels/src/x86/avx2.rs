@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
+use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds};
 use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
@@ -124,6 +124,9 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize, const P: us
         };
         let mut acc: [[[__m256i; P]; H]; T] =
             std::array::from_fn(|t| [std::array::from_fn(|plane| start(t, plane)); H]);
+        if T == 1 {
+            ask_ahead(codes.wrapping_add(g * words_per_group / words_per_unit * UNIT_BYTES));
+        }
         for first in (g * words_per_group..(g + 1) * words_per_group).step_by(run) {
             let mut pairs = [[[_mm256_setzero_si256(); P]; H]; T];
             for u in first / words_per_unit..(first + run) / words_per_unit {
@@ -133,10 +136,6 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize, const P: us
                         let at = codes.add(u * UNIT_BYTES + h * UNIT_BYTES / 2);
                         _mm256_loadu_si256(at.cast())
                     });
-                    if T == 1 {
-                        let ahead = codes.wrapping_add(u * UNIT_BYTES + PREFETCH);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    }
                     for c in 0..words_per_unit {
                         for t in 0..T {
                             for plane in 0..P {

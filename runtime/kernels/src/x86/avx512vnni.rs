@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
+use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds};
 use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
@@ -212,13 +212,14 @@ unsafe fn one_row<const BITS: usize, const P: usize>(
     let low = if BITS == TERNARY { 3 } else { 15_u8 };
     let mut codes = p.codes.as_ptr();
     let mut words: [*const i32; P] = std::array::from_fn(|plane| a.words(t, plane).as_ptr());
-    let scales = a.scales(t);
+    let sums: [&[i32]; P] = std::array::from_fn(|plane| a.sums(t, plane));
     let mut y = _mm512_setzero_ps();
-    for g in 0..a.groups() {
+    for (g, &ascale) in a.scales(t).iter().enumerate() {
         let mut acc = [[_mm512_setzero_si512(); 4]; P];
         for plane in 0..P {
-            acc[plane][0] = _mm512_set1_epi32(-offset::<BITS>() * a.sums(t, plane)[g]);
+            acc[plane][0] = _mm512_set1_epi32(-offset::<BITS>() * sums[plane][g]);
         }
+        ask_ahead(codes);
         for _ in 0..p.group / 16 {
             // SAFETY: a group has a multiple of 16 columns, so codes and words last until its end.
             unsafe {
@@ -227,7 +228,6 @@ unsafe fn one_row<const BITS: usize, const P: usize>(
                     let place = i % words_per_unit;
                     if place == 0 {
                         unit = load_unit::<BITS>(codes);
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH).cast());
                         codes = codes.add(UNIT_BYTES);
                     }
                     let mask = _mm512_set1_epi8((low << (BITS * place % 8)) as i8);
@@ -256,10 +256,11 @@ unsafe fn one_row<const BITS: usize, const P: usize>(
             }
         }
         let sum = join(planes);
+        let asum = if p.shifts.is_some() { a.sum(t, g) } else { 0 };
         // SAFETY: group `g` exists.
         unsafe {
             let scale = load_halves(p.scales, g);
-            y = add_group(y, sum, p, g, scale, scales[g], a.sum(t, g));
+            y = add_group(y, sum, p, g, scale, ascale, asum);
         }
     }
     // SAFETY: 16 floats, unaligned.

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{add_group, join};
-use super::{INT4, INT8, PREFETCH, TERNARY, check_bounds};
+use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds};
 use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::Panel;
@@ -100,6 +100,10 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const P: usize>(
         let mut acc: [[[Halves; CHAINS]; P]; T] = std::array::from_fn(|t| {
             std::array::from_fn(|plane| [[start(t, plane); 2], [_mm256_setzero_si256(); 2]])
         });
+        if T == 1 {
+            let at = g * words_per_group / words_per_unit * UNIT_BYTES;
+            ask_ahead(p.codes.as_ptr().wrapping_add(at));
+        }
         for first in (g * words_per_group..(g + 1) * words_per_group).step_by(4) {
             let mut unit = [_mm256_setzero_si256(); 2];
             // Unrolled, so that unit and chain are known for each of the four words.
@@ -110,10 +114,6 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const P: usize>(
                     if i % words_per_unit == 0 {
                         let at = (first + i) / words_per_unit * UNIT_BYTES;
                         unit = load_unit::<BITS>(p.codes.as_ptr().add(at));
-                        if T == 1 {
-                            let ahead = p.codes.as_ptr().wrapping_add(at + PREFETCH);
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                        }
                     } else {
                         unit = unit.map(|u| _mm256_srl_epi16(u, _mm_cvtsi32_si128(BITS as i32)));
                     }
