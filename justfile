@@ -47,3 +47,14 @@ instructions:
 # Lines of Rust per crate.
 size:
     @for d in src recipes runtime/src runtime/format runtime/kernels quant convert verify fixtures; do printf '%-18s ' $d; find $d -name '*.rs' -print0 | xargs -0 cat | wc -l; done
+
+# The best model at each size against llama.cpp's types, drawn into docs/front.svg; prints the table
+# of docs/quality.md. The rows of llama.cpp belong to one model: another needs a CSV of its own.
+front model calib text:
+    cargo build --release
+    for bits in 2.5 2.75 3 3.5 4 4.5 5 5.5 6 6.5 7 7.5 8.1; do \
+        target/release/neuroconv int4 "{{model}}" --target-bpw $bits --calib "{{calib}}" --text "{{text}}" --ctx 256 \
+            --max-eval-tokens 40960 --all-tokens --allow-quality-loss --smoke off --overwrite \
+            --report-dir target/front/$bits -o target/front/$bits/artifact >/dev/null || exit 1; \
+    done
+    cargo run --release -p neuroconv-verify --example front -- docs/front.svg docs/llama.cpp.csv target/front/*/report.json

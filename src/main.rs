@@ -3,6 +3,7 @@
 //! Owns flags, printing and exit codes, and joins what must not know each other: conversion and
 //! verification. Contains no arithmetic.
 
+mod allocation;
 mod args;
 mod calibration;
 mod cmd;

@@ -13,7 +13,7 @@ use neuroconv_convert::card::FrontMatter;
 use neuroconv_convert::{Emission, Plan, StagedArtifact, Staging};
 use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_format::{Manifest, Validate};
-use neuroconv_recipes::{Limits, Recipe};
+use neuroconv_recipes::{FoldNorms, Limits, Recipe, Rewrites, TensorId};
 use neuroconv_runtime::{
     Checkpoint, KvCache, KvCodec, PackedModel, Progress, TextTokenizer, WeightSource,
 };
@@ -86,9 +86,19 @@ pub(crate) fn options(
         parity_windows: PARITY_WINDOWS,
         kv: KvCodec::default(),
         feedback: BTreeSet::new(),
+        rewrites: Rewrites::default(),
         logit_cache: judge.logit_cache.clone(),
         thorough: true,
     }
+}
+
+/// A folder beside `output` for what is only tried, removed when dropped.
+pub(crate) fn scratch(output: &Path) -> anyhow::Result<tempfile::TempDir> {
+    let parent = output.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    fs_err::create_dir_all(parent)?;
+    let prefix = ".neuroconv-trial-";
+    Ok(tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?)
 }
 
 /// Converts into a staging folder, opens the staged bytes as a user would, and judges them.
@@ -208,6 +218,7 @@ pub(crate) fn examine(
     } = measurement;
     let options = &VerifyOptions {
         feedback: rounded_with_feedback(what.artifact.artifact().manifest()),
+        rewrites: rewrites(what.artifact.artifact().manifest())?,
         ..options.clone()
     };
     let mut verification =
@@ -239,6 +250,16 @@ fn rounded_with_feedback(manifest: &Manifest) -> BTreeSet<String> {
     let records = manifest.tensors.iter();
     let rounded = records.filter(|record| record.output_error.is_some());
     rounded.map(|record| record.name.clone()).collect()
+}
+
+/// The exact changes of the graph that the artifact was made with.
+fn rewrites(manifest: &Manifest) -> anyhow::Result<Rewrites> {
+    let folded = manifest.rewrites.folded.iter();
+    let folded: Result<Vec<TensorId>, _> = folded.map(|name| name.parse()).collect();
+    Ok(Rewrites {
+        fold_norms: FoldNorms::These(folded.context("the manifest's folded norms")?),
+        rotate: manifest.rewrites.rotated,
+    })
 }
 
 /// Tokenizer, templates and licence are to be those of the source, byte for byte.
@@ -360,6 +381,7 @@ fn report(verification: Verification, what: &Examined<'_>) -> Report {
         metrics,
         parity,
         mla: None,
+        allocation: None,
         texts,
         long,
         worst_layer: worst_layer(&layers),

@@ -37,10 +37,7 @@ pub(crate) fn wanted(when: SmokeArg, plan: &Plan) -> bool {
 /// Takes the first two layers of a job all the way. Its quality says nothing and is not judged;
 /// parity is.
 pub(crate) fn run(job: &Job<'_>, progress: &dyn Progress) -> anyhow::Result<()> {
-    let parent = job.output.parent().filter(|p| !p.as_os_str().is_empty());
-    let scratch = tempfile::Builder::new()
-        .prefix(".neuroconv-trial-")
-        .tempdir_in(parent.unwrap_or(Path::new(".")))?;
+    let scratch = pipeline::scratch(job.output)?;
     try_layers(job, scratch.path(), progress).context("the trial with two layers failed")
 }
 

@@ -207,7 +207,12 @@ impl Stage {
         );
         if self.done > 0 && self.done < self.total {
             let eta = (self.total - self.done) as f64 / rate;
-            let _ = write!(line, ", {rate:.0} {}/s, eta {eta:.0} s", self.unit);
+            // Where each takes long, a rate would round to nothing.
+            let _ = if rate < 1.0 {
+                write!(line, ", {:.1} s each, eta {eta:.0} s", 1.0 / rate)
+            } else {
+                write!(line, ", {rate:.0} {}/s, eta {eta:.0} s", self.unit)
+            };
         }
         line
     }

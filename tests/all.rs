@@ -7,4 +7,6 @@ mod cli;
 mod gate;
 mod mla;
 mod place;
+mod rewrite;
 mod running;
+mod size;

@@ -188,15 +188,23 @@ pub enum Error {
         /// Bytes that are free.
         free: u64,
     },
+    /// Converted attention and exact changes of the graph in one recipe.
+    #[error("recipe `{recipe}` both converts attention and rewrites the graph")]
+    RewrittenAttention {
+        /// The recipe.
+        recipe: String,
+    },
     /// The user stopped the run; the same command goes on from there.
-    #[error("interrupted with {done} of {total} tensors done")]
+    #[error("interrupted with {done} of {total} {unit} done")]
     Interrupted {
         /// The staging folder that keeps them, once there is one.
         staging: Option<PathBuf>,
-        /// Tensors that are on disk.
+        /// How many are done.
         done: usize,
-        /// Tensors in all.
+        /// How many there are.
         total: usize,
+        /// What is counted.
+        unit: &'static str,
     },
     /// The weights are not the ones that were measured.
     #[error("`{path}`: changed after it was measured, expected sha256 {expected}, found {found}")]
@@ -253,6 +261,7 @@ impl Error {
                 "choose another name; `--overwrite` replaces complete artifacts and empty folders only"
             }
             Error::Locked { .. } => "wait until the other run has finished, or choose another name",
+            Error::RewrittenAttention { .. } => "drop either `mla`, or `rewrite`",
             Error::StagingForeign { .. } => "move it away, or choose another name",
             Error::DiskSpace { .. } => "make room, or choose an output on another disk",
             Error::Interrupted {

@@ -45,6 +45,7 @@ pub fn execute(
         staging: None,
         done: 0,
         total,
+        unit: "tensors",
     })?;
     let manifest = folder::manifest(plan, &hashes);
     let (work, notes) = staging.enter(&JobId::of(&manifest))?;
@@ -181,7 +182,7 @@ impl Run<'_> {
                 let model = ConvertedModel::new(self.source, &self.plan.spec, layers);
                 round(&model).map(Some)
             }
-            None => round(self.source).map(Some),
+            None => round(&self.plan.rewritten(self.source)).map(Some),
         }
     }
 
@@ -220,6 +221,7 @@ impl Run<'_> {
         let resumed = done.len();
         let pipeline = Pipeline {
             source: self.source,
+            rewritten: self.plan.rewritten(self.source),
             converted,
             rounded,
             weights,
@@ -243,6 +245,7 @@ impl Run<'_> {
             staging,
             done,
             total: self.plan.tensors.len(),
+            unit: "tensors",
         }
     }
 }

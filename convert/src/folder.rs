@@ -10,8 +10,8 @@ use std::sync::atomic::AtomicBool;
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use neuroconv_format::manifest::{
-    self, Manifest, PartRecord, RecipeRecord, SizeRecord, SourceRecord, TensorRecord, ToolRecord,
-    VerdictRecord, VerdictStatus,
+    self, Manifest, PartRecord, RecipeRecord, RewriteRecord, SizeRecord, SourceRecord,
+    TensorRecord, ToolRecord, VerdictRecord, VerdictStatus,
 };
 use neuroconv_format::{ActivationBits, CheckpointFiles};
 use neuroconv_runtime::Quiet;
@@ -117,6 +117,10 @@ pub(crate) fn manifest(plan: &Plan, hashes: &SourceFiles) -> Manifest {
             sha256: sha256(plan.recipe_toml.as_bytes()),
         },
         model: serde_json::to_value(&plan.spec).expect("a spec has string keys and finite numbers"),
+        rewrites: RewriteRecord {
+            folded: plan.folded().map(|id| id.to_string()).collect(),
+            rotated: plan.rewrites.rotate,
+        },
         tensors: Vec::new(),
         dropped: plan.dropped.clone(),
         size: SizeRecord {

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+pub mod allocate;
 pub mod calibrated;
 pub mod card;
 mod dense;
@@ -27,6 +28,7 @@ mod emit;
 mod error;
 mod execute;
 mod folder;
+mod folding;
 mod importance;
 mod job;
 mod journal;
@@ -47,6 +49,7 @@ pub use card::Card;
 pub use emit::{Emission, StagedArtifact};
 pub use error::Error;
 pub use execute::execute;
+pub use folding::norms_to_fold;
 pub use importance::ImportanceError;
 pub use outliers::Survey;
 pub use pass::{ConvertedLayers, ConvertedModel, LayerReport, convert_attention};

@@ -43,6 +43,7 @@ impl Survey {
                     staging: None,
                     done: index,
                     total,
+                    unit: "layers",
                 });
             }
             let layer = OneLayer::load(source, index)?;

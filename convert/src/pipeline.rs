@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{ScopedJoinHandle, scope};
 
 use neuroconv_format::SharedBytes;
-use neuroconv_runtime::{Checkpoint, Progress};
+use neuroconv_runtime::{Checkpoint, Progress, Rewritten};
 
 use crate::Error;
 use crate::calibrated::{RoundedLayers, RoundedMatrix};
@@ -35,6 +35,8 @@ pub(crate) struct Task<'a> {
 /// What a tensor passes through.
 pub(crate) struct Pipeline<'a> {
     pub(crate) source: &'a Checkpoint,
+    /// Where tensors that exact changes of the graph make are read from.
+    pub(crate) rewritten: Rewritten<'a>,
     /// Where tensors that a conversion makes are read from.
     pub(crate) converted: Option<&'a ConvertedLayers>,
     /// Where matrices that were rounded with calibration text are read from.
@@ -105,6 +107,7 @@ impl Pipeline<'_> {
             }
             let values = match self.converted.filter(|_| task.tensor.converted) {
                 Some(layers) => layers.read(*id)?,
+                None if task.tensor.rewritten => self.rewritten.dense(*id)?,
                 None => self.source.files().read(source)?,
             };
             dense::check_finite(*id, source, &values)?;

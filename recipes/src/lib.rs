@@ -26,8 +26,9 @@ pub use error::Error;
 pub use latent::{LatentSpec, MlaEncoder, MlaSpec};
 pub use pseudo::pseudo_code;
 pub use recipe::{
-    Apart, Assignment, Calibration, ImportanceFile, KeepDtype, Limits, Method, MlaMode, MlaRecipe,
-    Packed, PackedKind, Rank, Recipe, RunSection, Scheme, Threshold, builtin, builtin_names,
+    Apart, Assignment, Auto, Calibration, FoldNorms, ImportanceFile, KeepDtype, LayerSelect,
+    Limits, Method, MlaMode, MlaRecipe, Packed, PackedKind, Rank, Recipe, Rewrites, Rule,
+    RunSection, Scheme, Selector, Threshold, builtin, builtin_names,
 };
 pub use resolve::{Dropped, Resolved, Slot, SourceTensor, resolve};
 pub use role::{Role, RoleKind, TensorId};

@@ -9,7 +9,8 @@ use neuroconv_recipes::{Mixer, MlaEncoder, ModelSpec, Role, TensorId};
 
 use crate::cache::LayerCache;
 use crate::decoder::{CHUNK_TOKENS, Decoder, Layer, MlpLayer, check_tokens, embedding_rows};
-use crate::linear::Input;
+use crate::linear::{Input, Linear};
+use crate::norm::RmsNorm;
 use crate::rope::{Positions, Rope};
 use crate::{Error, KvCache, KvCodec, WeightSource};
 
@@ -53,6 +54,40 @@ pub fn embed(
         .iter()
         .map(|tokens| window(tokens.as_ref()))
         .collect()
+}
+
+/// The final norm and the head of a model without its layers.
+#[derive(Debug)]
+pub struct Head {
+    norm: RmsNorm,
+    head: Linear,
+}
+
+impl Head {
+    /// Loads the end of `src`.
+    pub fn load(src: &dyn WeightSource) -> Result<Self, Error> {
+        neuroconv_kernels::isa()?;
+        let (norm, head) = crate::load::head(src, src.spec())?;
+        Ok(Head { norm, head })
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden_size(&self) -> usize {
+        self.head.cols()
+    }
+
+    /// Number of token ids.
+    pub fn vocab(&self) -> usize {
+        self.head.rows()
+    }
+
+    /// The logits `[t, vocab]` of the residual stream `[t, hidden]` after the last layer. Their
+    /// memory is the caller's to bound.
+    pub fn logits(&self, x_td: &[f32]) -> Vec<f32> {
+        let normed_td = self.norm.of(x_td);
+        self.head
+            .forward(&mut Input::new(&normed_td, self.hidden_size()))
+    }
 }
 
 /// One layer of a model without the others.

@@ -33,9 +33,7 @@ impl Decoder {
         let layers = layers
             .map(|(index, layer)| loader.layer(index, &layer.mixer))
             .collect::<Result<Vec<_>, Error>>()?;
-        let final_norm = loader.norm(TensorId::model(Role::FinalNorm), spec.block.norm)?;
-        let head_role = if spec.tied { Role::Embed } else { Role::Head };
-        let head = loader.matrix(TensorId::model(head_role), None)?;
+        let (final_norm, head) = loader.head(&spec)?;
         let bytes_per_token = loader.bytes + embed.size_bytes() / spec.vocab;
         let rope = Rope::new(&spec);
         Ok(Decoder {
@@ -58,6 +56,11 @@ pub(crate) fn layer(
     index: usize,
 ) -> Result<Layer, Error> {
     Loader::new(src, spec).layer(index, &spec.layers[index].mixer)
+}
+
+/// The final norm and the head of `src`, whose description is `spec`.
+pub(crate) fn head(src: &dyn WeightSource, spec: &ModelSpec) -> Result<(RmsNorm, Linear), Error> {
+    Loader::new(src, spec).head(spec)
 }
 
 /// Takes tensors out of a source, checks their shapes and counts what a token will read.
@@ -122,6 +125,12 @@ impl<'s> Loader<'s> {
         let linear = Linear::new(id, self.tensor(id)?, bias)?;
         self.bytes += linear.weight_bytes();
         Ok(linear)
+    }
+
+    fn head(&mut self, spec: &ModelSpec) -> Result<(RmsNorm, Linear), Error> {
+        let norm = self.norm(TensorId::model(Role::FinalNorm), spec.block.norm)?;
+        let role = if spec.tied { Role::Embed } else { Role::Head };
+        Ok((norm, self.matrix(TensorId::model(role), None)?))
     }
 
     fn layer(&mut self, index: usize, mixer: &Mixer) -> Result<Layer, Error> {

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use neuroconv_format::{DenseTensor, SafetensorsFile, Tensor};
-use neuroconv_recipes::{Mixer, ModelSpec, Role, RoleKind, RopeLayout, TensorId};
-use neuroconv_runtime::{Checkpoint, Decoder, Error, WeightSource};
+use neuroconv_recipes::{
+    FoldNorms, Mixer, ModelSpec, Rewrites, Role, RoleKind, RopeLayout, TensorId,
+};
+use neuroconv_runtime::{Checkpoint, Decoder, Error, Rewritten, WeightSource};
 
 /// Largest difference of a logit from the reference, both in single precision.
 const TOLERANCE: f32 = 1e-4;
@@ -90,7 +92,7 @@ fn goldens() -> Vec<Golden> {
 }
 
 /// What the check says of `model` against the reference of `golden`.
-fn check(golden: &Golden, model: &Model) -> Result<(), String> {
+fn check(golden: &Golden, model: &dyn WeightSource) -> Result<(), String> {
     let decoder = Decoder::load(model).map_err(|error| format!("{}: {error}", golden.name))?;
     let hidden_td = decoder
         .hidden(&golden.tokens, &mut decoder.new_cache())
@@ -116,6 +118,86 @@ fn every_golden_checkpoint_gives_its_reference_logits() {
         .filter_map(|golden| check(golden, &golden.model).err())
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What folds each norm by itself, all of them, and what rotates.
+fn every_rewrite(spec: &ModelSpec) -> Vec<Rewrites> {
+    let fold = |norms: Vec<TensorId>, rotate| Rewrites {
+        fold_norms: FoldNorms::These(norms),
+        rotate,
+    };
+    let norms: Vec<TensorId> = Rewrites::foldable(spec).collect();
+    let last = vec![TensorId::model(Role::FinalNorm)];
+    let one = norms.iter().map(|norm| fold(vec![*norm], false));
+    let more = [
+        fold(norms.clone(), false),
+        fold(last, false),
+        fold(Vec::new(), true),
+        fold(norms.clone(), true),
+    ];
+    one.chain(more).collect()
+}
+
+#[test]
+fn folded_and_rotated_models_give_the_reference_logits() {
+    for golden in goldens() {
+        let model = &golden.model;
+        let is_plain = |mixer: &Mixer| matches!(mixer, Mixer::Attention(_));
+        if !model.spec.layers.iter().all(|l| is_plain(&l.mixer)) {
+            continue;
+        }
+        for rewrites in every_rewrite(&model.spec) {
+            let rewritten = Rewritten::new(model, &rewrites);
+            check(&golden, &rewritten).unwrap_or_else(|e| panic!("{rewrites:?}: {e}"));
+            for (id, shape) in rewritten.spec().tensors() {
+                let tensor = rewritten.tensor(id).unwrap();
+                assert_eq!(tensor.shape(), shape, "{id}");
+                if id.role.kind() == RoleKind::Norm && rewrites.folds(id) {
+                    let Tensor::Dense(ones) = tensor else {
+                        panic!("{id} is packed")
+                    };
+                    assert!(
+                        ones.to_f32()
+                            .iter()
+                            .all(|&g| g.to_bits() == 1.0_f32.to_bits())
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rotation_of_half_the_model_is_noticed() {
+    for role in [Role::Embed, Role::Q, Role::O, Role::Up, Role::Down] {
+        must_be_noticed("a tensor that was not rotated", |model| {
+            if !model
+                .spec
+                .layers
+                .iter()
+                .all(|l| matches!(l.mixer, Mixer::Attention(_)))
+            {
+                return false;
+            }
+            let rewrites = Rewrites {
+                rotate: true,
+                ..Rewrites::default()
+            };
+            let rewritten = Rewritten::new(&*model, &rewrites);
+            let spec = rewritten.spec().clone();
+            let all = spec.tensors().into_iter();
+            let mut tensors: BTreeMap<TensorId, Tensor> = all
+                .map(|(id, _)| (id, rewritten.tensor(id).unwrap()))
+                .collect();
+            for (id, tensor) in &mut tensors {
+                if id.role == role {
+                    *tensor = model.tensor(*id).unwrap();
+                }
+            }
+            *model = Model { spec, tensors };
+            true
+        });
+    }
 }
 
 /// Applies `damage` to every golden model that it applies to; each must fail by name.

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::{
     CalibrationArgs, ImportanceArgs, JudgeArgs, LimitArgs, MeasureArgs, PackArgs, ReportArgs,
+    SizeArgs,
 };
 
 /// Flags of every conversion.
@@ -70,6 +71,10 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten, next_help_heading = "Packing")]
     pub(crate) pack: PackArgs,
 
+    /// Which size is aimed at.
+    #[command(flatten, next_help_heading = "Packing")]
+    pub(crate) size: SizeArgs,
+
     /// Which text is learned from.
     #[command(flatten, next_help_heading = "Calibration")]
     pub(crate) calibration: CalibrationArgs,
@@ -86,32 +91,17 @@ pub(crate) struct QuantizeArgs {
 /// Flags of `ternary`.
 #[derive(Debug, Args)]
 pub(crate) struct TernaryArgs {
-    /// A checkpoint folder
-    pub(crate) model: PathBuf,
+    /// What all quantizations share.
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
 
     /// How the threshold of a group is found: mse, twn, entropy-max, rd:LAMBDA, sparsity:SHARE
-    #[arg(long, value_name = "RULE")]
+    #[arg(long, value_name = "RULE", help_heading = "Packing")]
     pub(crate) threshold: Option<neuroconv_recipes::Threshold>,
 
     /// Ternary planes: two are nine levels in four bits
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
+    #[arg(long, value_name = "N", help_heading = "Packing", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub(crate) planes: Option<u8>,
-
-    /// How matrices are packed.
-    #[command(flatten, next_help_heading = "Packing")]
-    pub(crate) pack: PackArgs,
-
-    /// Which text is learned from.
-    #[command(flatten, next_help_heading = "Calibration")]
-    pub(crate) calibration: CalibrationArgs,
-
-    /// Importance matrices, read and written.
-    #[command(flatten, next_help_heading = "Calibration")]
-    pub(crate) importance: ImportanceArgs,
-
-    /// What all conversions share.
-    #[command(flatten)]
-    pub(crate) convert: ConvertArgs,
 }
 
 /// Flags of `run`.
@@ -122,6 +112,10 @@ pub(crate) struct RunArgs {
 
     /// A checkpoint folder [default: the recipe's `run.model`]
     pub(crate) model: Option<PathBuf>,
+
+    /// Which size is aimed at.
+    #[command(flatten, next_help_heading = "Packing")]
+    pub(crate) size: SizeArgs,
 
     /// Which text is learned from, where the recipe learns.
     #[command(flatten, next_help_heading = "Calibration")]

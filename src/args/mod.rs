@@ -9,6 +9,7 @@ mod pack;
 mod report;
 mod run;
 mod show;
+mod size;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -23,6 +24,7 @@ pub(crate) use pack::PackArgs;
 pub(crate) use report::{GithubArg, ReportArgs, ReportForm};
 pub(crate) use run::{BenchArgs, DemoArgs, EvalArgs, GenerateArgs, KvArg};
 pub(crate) use show::{DiffArgs, InspectArgs, PlanArgs, SchemaArg, SchemaArgs};
+pub(crate) use size::{SizeArgs, TargetSize};
 
 use number::thread_counts;
 

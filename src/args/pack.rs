@@ -1,7 +1,7 @@
 //! Flags that say how matrices are packed.
 
 use clap::{Args, ValueEnum};
-use neuroconv_recipes::{Apart, Method, Recipe};
+use neuroconv_recipes::{Apart, Auto, FoldNorms, Method, Recipe};
 
 use super::number::{group_size, magnitude, share};
 
@@ -27,6 +27,14 @@ pub(crate) struct PackArgs {
     /// Bits of the activations that meet the codes: 16 cost speed where prompts are long
     #[arg(long, value_name = "BITS", value_parser = activation_bits)]
     pub(crate) activations: Option<u8>,
+
+    /// Multiply norm gains into the matrices that read them, where these then lose less
+    #[arg(long)]
+    pub(crate) fold_norms: bool,
+
+    /// Rotate the residual stream, so that no channel of it stands out
+    #[arg(long)]
+    pub(crate) rotate: bool,
 
     /// Store this share of the columns apart in 8 bits, those that matter most
     #[arg(long, value_name = "SHARE", value_parser = share)]
@@ -77,6 +85,10 @@ impl PackArgs {
         if let Some(bits) = self.activations {
             recipe.set_body("activations", |packed| packed.activations = bits)?;
         }
+        if self.fold_norms {
+            recipe.rewrites.fold_norms = FoldNorms::WhereItGains(Auto::Auto);
+        }
+        recipe.rewrites.rotate |= self.rotate;
         if let Some(share) = self.salient {
             let apart = Apart::Salient(share);
             recipe.set_body("columns to store apart", |packed| packed.apart = apart)?;

@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use neuroconv_convert::{Plan, Survey};
-use neuroconv_recipes::{Limits, Recipe};
-use neuroconv_runtime::{Checkpoint, TextTokenizer, WeightSource};
-use neuroconv_verify::report::Report;
-use neuroconv_verify::{CheckStatus, Verdict, render};
+use neuroconv_format::gguf::Imatrix;
+use neuroconv_recipes::{Auto, FoldNorms, Limits, Recipe};
+use neuroconv_runtime::{Checkpoint, Progress, TextTokenizer, WeightSource};
+use neuroconv_verify::Verdict;
+use neuroconv_verify::report::AllocationRecord;
 
+use super::outcome::{show, show_allocation};
 use super::plan;
+use crate::allocation::{Sizing, Undivided};
 use crate::args::{CalibrationArgs, ConvertArgs, ImportanceArgs, LimitArgs, MlaArgs};
 use crate::args::{QuantizeArgs, RunArgs, TernaryArgs};
 use crate::calibration::{CalibrationText, ENGLISH, calibration};
-use crate::corpus;
+use crate::corpus::{self, Measurement};
 use crate::exit::Exit;
 use crate::failure::Misuse;
 use crate::github;
@@ -36,27 +39,39 @@ pub(crate) fn int4(args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
 fn quantize(name: &str, args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
     let mut recipe = neuroconv_recipes::builtin(name)?;
     args.pack.apply(&mut recipe)?;
+    quantize_by(recipe, args, ui)
+}
+
+/// Flags that say how matrices are packed hold for every kind of levels that is chosen from, as far
+/// as the kind knows them.
+fn quantize_by(recipe: Recipe, args: &QuantizeArgs, ui: Ui) -> anyhow::Result<Exit> {
+    let mut others = Vec::new();
+    for name in ["ternary", "int4", "int8"] {
+        let mut other = neuroconv_recipes::builtin(name)?;
+        if args.pack.apply(&mut other).is_ok() {
+            others.push(other);
+        }
+    }
+    let target = args.size.target_bpw;
+    let size = target.map(|target| Sizing::new(target, &recipe, &others));
     let learning = Learning {
         text: &args.calibration,
         importance: &args.importance,
+        size,
     };
     convert(&args.model, recipe, &args.convert, &learning, ui)
 }
 
 pub(crate) fn ternary(args: &TernaryArgs, ui: Ui) -> anyhow::Result<Exit> {
     let mut recipe = neuroconv_recipes::builtin("ternary")?;
-    args.pack.apply(&mut recipe)?;
+    args.quantize.pack.apply(&mut recipe)?;
     if let Some(threshold) = args.threshold {
         recipe.set_threshold(threshold)?;
     }
     if let Some(planes) = args.planes {
         recipe.set_ternary("planes", |packed| packed.planes = planes)?;
     }
-    let learning = Learning {
-        text: &args.calibration,
-        importance: &args.importance,
-    };
-    convert(&args.model, recipe, &args.convert, &learning, ui)
+    quantize_by(recipe, &args.quantize, ui)
 }
 
 pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
@@ -69,9 +84,12 @@ pub(crate) fn recipe(mut args: RunArgs, ui: Ui) -> anyhow::Result<Exit> {
     })?;
     let output = &mut args.convert.output.output;
     *output = output.take().or(run.output.map(PathBuf::from));
+    let target = args.size.target_bpw;
+    let size = target.map(|target| Sizing::new(target, &recipe, &[]));
     let learning = Learning {
         text: &args.calibration,
         importance: &args.importance,
+        size,
     };
     convert(&model, recipe, &args.convert, &learning, ui)
 }
@@ -86,6 +104,7 @@ pub(crate) fn mla(args: &MlaArgs, ui: Ui) -> anyhow::Result<Exit> {
     let learning = Learning {
         text: &args.calibration,
         importance: &ImportanceArgs::default(),
+        size: None,
     };
     convert(&args.model, recipe, &args.convert, &learning, ui)
 }
@@ -104,6 +123,7 @@ pub(crate) fn limits(args: &LimitArgs) -> Limits {
 struct Learning<'a> {
     text: &'a CalibrationArgs,
     importance: &'a ImportanceArgs,
+    size: Option<Sizing>,
 }
 
 /// A conversion.
@@ -119,17 +139,25 @@ fn convert(
         recipe.without_learning()?;
     }
     let imatrix = importance::read(learning.importance, &mut recipe)?;
-    let planned = |source: &Checkpoint, recipe: &Recipe| {
-        let mut plan = neuroconv_convert::plan(source, recipe)?;
-        if let Some(imatrix) = &imatrix {
-            plan.weigh(imatrix)?;
-        }
-        Ok::<Plan, neuroconv_convert::Error>(plan)
-    };
+    if imatrix.is_some() && learning.size.is_some() {
+        return Err(Misuse::new(
+            "--imatrix and --target-bpw do not go together",
+            "a size is divided by what calibration text says; drop one of them",
+        )
+        .into());
+    }
     let source = plan::checkpoint(model)?;
-    let plan = planned(&source, &recipe)?;
+    fold_where_it_gains(&source, &mut recipe, ui)?;
+    let plan = planned(&source, &recipe, imatrix.as_ref())?;
+    if plan.wants_survey() && learning.size.is_some() {
+        return Err(Misuse::new(
+            "--outliers and --target-bpw do not go together",
+            "how many columns lie apart is not known when a size is divided; drop one of them",
+        )
+        .into());
+    }
     importance::check_save(learning.importance, args.output.overwrite, plan.learns())?;
-    if args.output.dry_run {
+    if args.output.dry_run && learning.size.is_none() {
         plan::show(&plan, ui)?;
         return Ok(Exit::Done);
     }
@@ -140,7 +168,7 @@ fn convert(
     let tokenizer = TextTokenizer::open(source.files().path())?;
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let tokenizer = &measurement.tokenizer;
-    let calibration = if recipe.learns() {
+    let calibration = if recipe.learns() || learning.size.is_some() {
         calibration(
             learning.text,
             ENGLISH,
@@ -159,60 +187,149 @@ fn convert(
     let progress = ui.progress();
     let survey = plan.wants_survey().then(|| {
         let text = &calibration.windows;
-        Survey::of(&source, text, progress.as_ref(), &pipeline::INTERRUPTED)
+        let model = plan.rewritten(&source);
+        Survey::of(&model, text, progress.as_ref(), &pipeline::INTERRUPTED)
     });
     let survey = survey.transpose()?;
-    let planned = |recipe: &Recipe| {
-        let mut plan = planned(&source, recipe)?;
-        survey.iter().try_for_each(|survey| plan.split(survey))?;
-        Ok::<Plan, neuroconv_convert::Error>(plan)
+    let conversion = Conversion {
+        source: &source,
+        args,
+        learning,
+        imatrix: imatrix.as_ref(),
+        survey: survey.as_ref(),
+        output: &output,
+        measurement: &measurement,
+        calibration: &calibration,
+        progress: progress.as_ref(),
+        ui,
     };
-    announce(model, &output, &planned(&recipe)?, ui);
+    let (recipe, allocation) = conversion.divided(recipe)?;
+    let plan = conversion.planned(&recipe)?;
+    if args.output.dry_run {
+        plan::show(&plan, ui)?;
+        return Ok(Exit::Done);
+    }
+    announce(model, &output, &plan, ui);
     let undecided = Undecided {
         source: &source,
         calibration: &calibration.windows,
         progress: progress.as_ref(),
     };
     let candidates = undecided.candidates(&recipe)?;
-    let forms = Forms::new(&args.report);
-    for (tried, recipe) in candidates.iter().enumerate() {
-        let plan = planned(recipe)?;
-        let job = Job {
-            source: &source,
-            recipe,
-            plan: &plan,
-            output: &output,
-            overwrite: args.output.overwrite,
-            calibration: &calibration,
-            save_imatrix: learning.importance.save_imatrix.as_deref(),
-            measurement: &measurement,
-            judge: &args.judge,
-            allow_quality_loss: args.limits.allow_quality_loss,
-        };
-        if tried == 0 && smoke::wanted(args.output.smoke, &plan) {
-            smoke::run(&job, progress.as_ref())?;
-        }
-        let judged = pipeline::convert_and_judge(&job, progress.as_ref())?;
-        let last = tried + 1 == candidates.len();
-        if !last && judged.report.verdict != Verdict::Pass {
-            ui.note(format!(
-                "{}: refused, trying a larger rank",
-                described(&plan)
-            ));
-            judged.staged.reject()?;
-            continue;
-        }
-        if let Some(dir) = &args.report.report_dir {
-            reports::write(dir, &forms, &judged.report)?;
-        }
-        let advice = judged.advice.clone();
-        let (report, path) = pipeline::settle(judged, &job, &forms, progress.as_ref())?;
-        let dir = args.report.report_dir.as_deref();
-        github::tell(args.report.github, &report, path.as_deref(), dir)?;
-        show(&report, &advice, path.as_deref(), ui)?;
-        return Ok(pipeline::exit(&report));
+    conversion.first_that_passes(&candidates, allocation.as_ref())
+}
+
+/// Decides which norms go into matrices, where the recipe leaves it to measurement.
+fn fold_where_it_gains(source: &Checkpoint, recipe: &mut Recipe, ui: Ui) -> anyhow::Result<()> {
+    if recipe.rewrites.fold_norms == FoldNorms::WhereItGains(Auto::Auto) {
+        let norms = neuroconv_convert::norms_to_fold(source, recipe)?;
+        let count = norms.len();
+        ui.note(format!("{count} norms gain by being folded into matrices"));
+        recipe.rewrites.fold_norms = FoldNorms::These(norms);
     }
-    unreachable!("there is at least one candidate, and the last is settled")
+    Ok(())
+}
+
+fn planned(
+    source: &Checkpoint,
+    recipe: &Recipe,
+    imatrix: Option<&Imatrix>,
+) -> Result<Plan, neuroconv_convert::Error> {
+    let mut plan = neuroconv_convert::plan(source, recipe)?;
+    if let Some(imatrix) = imatrix {
+        plan.weigh(imatrix)?;
+    }
+    Ok(plan)
+}
+
+/// What all candidates of a conversion share.
+struct Conversion<'a> {
+    source: &'a Checkpoint,
+    args: &'a ConvertArgs,
+    learning: &'a Learning<'a>,
+    imatrix: Option<&'a Imatrix>,
+    survey: Option<&'a Survey>,
+    output: &'a Path,
+    measurement: &'a Measurement,
+    calibration: &'a CalibrationText,
+    progress: &'a dyn Progress,
+    ui: Ui,
+}
+
+impl Conversion<'_> {
+    fn planned(&self, recipe: &Recipe) -> Result<Plan, neuroconv_convert::Error> {
+        let mut plan = planned(self.source, recipe, self.imatrix)?;
+        if let Some(survey) = self.survey {
+            plan.split(survey)?;
+        }
+        Ok(plan)
+    }
+
+    /// The recipe of the size that is asked for, or `recipe` where none is.
+    fn divided(&self, recipe: Recipe) -> anyhow::Result<(Recipe, Option<AllocationRecord>)> {
+        let Some(size) = &self.learning.size else {
+            return Ok((recipe, None));
+        };
+        let undivided = Undivided {
+            source: self.source,
+            calibration: self.calibration,
+            measurement: self.measurement,
+            judge: &self.args.judge,
+            output: self.output,
+            progress: self.progress,
+        };
+        let (recipe, allocation) = undivided.divide(&recipe, size)?;
+        show_allocation(&allocation, self.ui);
+        Ok((recipe, Some(allocation)))
+    }
+
+    /// Converts by one recipe after the other until one passes, and emits or refuses what came last.
+    fn first_that_passes(
+        &self,
+        candidates: &[Recipe],
+        allocation: Option<&AllocationRecord>,
+    ) -> anyhow::Result<Exit> {
+        let args = self.args;
+        let forms = Forms::new(&args.report);
+        for (tried, recipe) in candidates.iter().enumerate() {
+            let plan = self.planned(recipe)?;
+            let job = Job {
+                source: self.source,
+                recipe,
+                plan: &plan,
+                output: self.output,
+                overwrite: args.output.overwrite,
+                calibration: self.calibration,
+                save_imatrix: self.learning.importance.save_imatrix.as_deref(),
+                measurement: self.measurement,
+                judge: &args.judge,
+                allow_quality_loss: args.limits.allow_quality_loss,
+            };
+            if tried == 0 && smoke::wanted(args.output.smoke, &plan) {
+                smoke::run(&job, self.progress)?;
+            }
+            let mut judged = pipeline::convert_and_judge(&job, self.progress)?;
+            judged.report.allocation = allocation.cloned();
+            let last = tried + 1 == candidates.len();
+            if !last && judged.report.verdict != Verdict::Pass {
+                let what = described(&plan);
+                self.ui
+                    .note(format!("{what}: refused, trying a larger rank"));
+                judged.staged.reject()?;
+                continue;
+            }
+            if let Some(dir) = &args.report.report_dir {
+                reports::write(dir, &forms, &judged.report)?;
+            }
+            let advice = judged.advice.clone();
+            let (report, path) = pipeline::settle(judged, &job, &forms, self.progress)?;
+            let dir = args.report.report_dir.as_deref();
+            github::tell(args.report.github, &report, path.as_deref(), dir)?;
+            show(&report, &advice, path.as_deref(), self.ui)?;
+            return Ok(pipeline::exit(&report));
+        }
+        unreachable!("there is at least one candidate, and the last is settled")
+    }
 }
 
 /// Says what is about to happen.
@@ -238,14 +355,6 @@ fn described(plan: &Plan) -> String {
     )
 }
 
-fn measured(report: &Report) -> String {
-    let tokens = report.metrics.eval_tokens;
-    match report.tokens_saved {
-        0 => format!("{tokens} scored tokens"),
-        saved => format!("{tokens} scored tokens; {saved} more were not needed"),
-    }
-}
-
 /// `MODEL-RECIPE` in the current folder.
 fn default_output(model: &Path, recipe: &str) -> anyhow::Result<PathBuf> {
     let model = fs_err::canonicalize(model)?;
@@ -255,117 +364,4 @@ fn default_output(model: &Path, recipe: &str) -> anyhow::Result<PathBuf> {
         .to_string_lossy()
         .into_owned();
     Ok(PathBuf::from(format!("{name}-{recipe}")))
-}
-
-/// Prints a verdict with its reasons. The last line is the artifact's path, if there is one.
-pub(crate) fn show(
-    report: &Report,
-    advice: &[String],
-    path: Option<&Path>,
-    ui: Ui,
-) -> anyhow::Result<()> {
-    let m = &report.metrics;
-    let interval = |i: &neuroconv_verify::Interval| match (i.lo, i.hi) {
-        (Some(lo), Some(hi)) => {
-            format!(
-                "{} ({} to {})",
-                present::number(i.value),
-                present::number(lo),
-                present::number(hi)
-            )
-        }
-        _ => present::number(i.value),
-    };
-    let rows = [
-        (
-            "weights",
-            format!(
-                "{}, {:.3} bits per weight",
-                present::bytes(report.artifact.size_bytes),
-                report.artifact.bits_per_weight
-            ),
-        ),
-        (
-            "perplexity",
-            format!("{:.4} -> {:.4}", m.ppl_base.value, m.ppl.value),
-        ),
-        ("ratio", interval(&m.ppl_ratio)),
-        ("mean KL", format!("{} nats", interval(&m.kld_mean))),
-        ("same best", interval(&m.top1)),
-        ("measured on", measured(report)),
-    ];
-    for (key, value) in rows {
-        ui.result(format!("{key:12} {value}"));
-    }
-    show_latent(report, ui);
-    let checks: Vec<Vec<String>> = report
-        .checks
-        .iter()
-        .map(|c| {
-            let status = match c.status {
-                CheckStatus::Pass => "pass",
-                CheckStatus::Fail => "fail",
-                CheckStatus::Inconclusive => "inconclusive",
-            };
-            let status = if c.waived {
-                format!("{status}, waived")
-            } else {
-                status.to_owned()
-            };
-            vec![
-                c.id.clone(),
-                present::number(c.observed),
-                present::number(c.limit),
-                status,
-                match (&c.detail, c.status) {
-                    (Some(place), CheckStatus::Fail) => place.clone(),
-                    _ => String::new(),
-                },
-            ]
-        })
-        .collect();
-    ui.result(format!(
-        "\n{}\n",
-        present::table(&["check", "observed", "limit", "", ""], &checks, &[1, 2])
-    ));
-    for warning in &report.warnings {
-        ui.warn(warning);
-    }
-    let verdict = match report.verdict {
-        Verdict::Pass => "verdict: pass",
-        Verdict::Waived => "verdict: waived, the loss of quality was accepted by name",
-        Verdict::Fail => "verdict: fail, nothing was emitted",
-        Verdict::Inconclusive => "verdict: inconclusive, nothing was emitted",
-    };
-    ui.result(verdict);
-    for line in advice {
-        ui.note(format!("hint: {line}"));
-    }
-    if let Some(path) = path {
-        ui.result(path.display());
-    }
-    ui.object(report)
-}
-
-/// What became of converted attention.
-fn show_latent(report: &Report, ui: Ui) {
-    let Some(mla) = &report.mla else { return };
-    let a = &report.artifact;
-    ui.result(format!(
-        "{:12} {} -> {} bytes per token ({:+.1} %)",
-        "cache",
-        a.kv_bytes_per_token_source,
-        a.kv_bytes_per_token,
-        100.0 * (a.kv_bytes_per_token as f64 / a.kv_bytes_per_token_source as f64 - 1.0),
-    ));
-    for [step, ppl] in render::latent_steps(report) {
-        ui.result(format!("{:12} {ppl} {step}", ""));
-    }
-    let rows: Vec<Vec<String>> = render::latent_layers(mla)
-        .into_iter()
-        .map(Vec::from)
-        .collect();
-    let numbers: Vec<usize> = (0..render::LATENT_COLUMNS.len()).collect();
-    let table = present::table(&render::LATENT_COLUMNS, &rows, &numbers);
-    ui.result(format!("\n{table}"));
 }

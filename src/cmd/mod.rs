@@ -8,6 +8,7 @@ pub(crate) mod eval;
 pub(crate) mod gate;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+mod outcome;
 pub(crate) mod plan;
 pub(crate) mod schema;
 pub(crate) mod verify;

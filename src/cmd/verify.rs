@@ -5,7 +5,7 @@ use neuroconv_recipes::Recipe;
 use neuroconv_runtime::{Checkpoint, PackedModel, TextTokenizer, WeightSource};
 use neuroconv_verify::report::Report;
 
-use super::{convert, plan};
+use super::{convert, outcome, plan};
 use crate::args::VerifyArgs;
 use crate::corpus;
 use crate::exit::Exit;
@@ -80,5 +80,5 @@ pub(crate) fn tell(
     }
     let artifact = Some(args.artifact.as_path());
     github::tell(args.report.github, report, artifact, dir)?;
-    convert::show(report, advice, None, ui)
+    outcome::show(report, advice, None, ui)
 }

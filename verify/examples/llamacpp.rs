@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         parity_windows: 1,
         kv: KvCodec::F32,
         feedback: std::collections::BTreeSet::new(),
+        rewrites: neuroconv_recipes::Rewrites::default(),
         logit_cache: None,
         thorough: false,
     };

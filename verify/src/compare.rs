@@ -7,12 +7,13 @@ use std::ops::Range;
 use std::time::Instant;
 
 use crate::parallel::each_window;
-use neuroconv_runtime::Progress;
+use neuroconv_runtime::{Head, Progress};
 
 use crate::Error;
 use crate::logit_cache::{LogitCache, Recorder};
 use crate::metrics::Metrics;
 use crate::protocol::Window;
+use crate::score::score;
 use crate::scorer::Scorer;
 use crate::stats::Level;
 use crate::tally::{Tally, WindowScores};
@@ -167,6 +168,40 @@ pub fn mean_kld(
     let mut tally = Tally::default();
     Lockstep::new(base, artifact)?.run(&windows, &mut tally, progress)?;
     Ok(Metrics::of(&tally, Level::Final)?.kld_mean.value)
+}
+
+/// The mean divergence over all tokens of a model from another, in nats, from their heads and the
+/// residual streams `[t, hidden]` of the same windows after their last layers.
+///
+/// Panics where they do not have the same vocabulary and windows.
+pub fn mean_kld_of_streams(
+    (base, base_streams): (&Head, &[Vec<f32>]),
+    (other, other_streams): (&Head, &[Vec<f32>]),
+) -> Result<f64, Error> {
+    let vocab = base.vocab();
+    assert_eq!(vocab, other.vocab(), "one vocabulary");
+    assert_eq!(base_streams.len(), other_streams.len(), "the same windows");
+    let rows = (LOGIT_FLOATS / vocab.max(1)).clamp(1, 256);
+    let sums = each_window(base_streams.len(), |window| {
+        let base_blocks = base_streams[window].chunks(rows * base.hidden_size());
+        let other_blocks = other_streams[window].chunks(rows * other.hidden_size());
+        let (mut sum, mut tokens) = (0.0, 0);
+        for (b, o) in base_blocks.zip(other_blocks) {
+            let (b, o) = (base.logits(b), other.logits(o));
+            for (b, o) in b.chunks_exact(vocab).zip(o.chunks_exact(vocab)) {
+                // The divergence is the same whatever token follows.
+                sum += score(b, o, 0).0.kld;
+                tokens += 1;
+            }
+        }
+        if f64::is_finite(sum) {
+            Ok((sum, tokens))
+        } else {
+            Err(Error::NotFinite { window })
+        }
+    })?;
+    let tokens: usize = sums.iter().map(|(_, tokens)| tokens).sum();
+    Ok(sums.iter().map(|(sum, _)| sum).sum::<f64>() / tokens.max(1) as f64)
 }
 
 /// The base's logits of one window, block by block: computed and recorded, or read.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use neuroconv_recipes::Limits;
-use neuroconv_runtime::{KvCodec, Progress, WeightSource};
+use neuroconv_recipes::{Limits, Rewrites};
+use neuroconv_runtime::{KvCodec, Progress, Rewritten, WeightSource};
 
 use crate::Error;
 use crate::audit::{Audit, audit};
@@ -57,6 +57,9 @@ pub struct VerifyOptions {
     /// Matrices of the artifact that were rounded so that their outputs are right rather than their
     /// weights; they are compared by their outputs.
     pub feedback: BTreeSet<String>,
+    /// Exact changes of the original's graph that the artifact was made with: its weights and hidden
+    /// states are compared with those of the changed original, its logits with the original's.
+    pub rewrites: Rewrites,
     /// Where the original's logits are kept between runs.
     pub logit_cache: Option<PathBuf>,
     /// Whether to measure what no check rests on too: layers, long windows, continuations.
@@ -208,7 +211,8 @@ impl<'a> Run<'a> {
         let audit = clock.time("stored tensors", || {
             let tokens = sample.iter().flat_map(|placed| &placed.tokens).copied();
             let tokens: Vec<u32> = tokens.take(AUDIT_TOKENS).collect();
-            audit(base, artifact, &options.feedback, &tokens, progress)
+            let rewritten = Rewritten::new(base, &options.rewrites);
+            audit(&rewritten, artifact, &options.feedback, &tokens, progress)
         })?;
         let base_runtime = RuntimeScorer::new(base)?;
         let base_reference = ReferenceScorer::new(base)?;
@@ -314,7 +318,13 @@ impl<'a> Run<'a> {
         let long = clock.time("long windows", || self.long_rows(texts, read, progress))?;
         let sample = spread(cut, few_of(tally.lines.len(), self.options.parity_windows));
         let layers = clock.time("layers", || {
-            let layers = layer_drift(self.original(), &self.runtime, &sample, progress)?;
+            let layers = if self.options.rewrites.rotate {
+                let rewritten = Rewritten::new(self.base, &self.options.rewrites);
+                let original = RuntimeScorer::new(&rewritten)?;
+                layer_drift(&original, &self.runtime, &sample, progress)?
+            } else {
+                layer_drift(self.original(), &self.runtime, &sample, progress)?
+            };
             // A model that is not finite was refused already; its drift has no numbers.
             let finite = |l: &LayerDrift| l.cosine.is_finite();
             Ok(layers

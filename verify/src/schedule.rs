@@ -93,6 +93,7 @@ mod tests {
             parity_windows: 2,
             kv: KvCodec::F32,
             feedback: std::collections::BTreeSet::new(),
+            rewrites: neuroconv_recipes::Rewrites::default(),
             logit_cache: None,
             thorough: true,
         }

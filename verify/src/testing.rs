@@ -141,6 +141,7 @@ pub(crate) fn report() -> Report {
         metrics: metrics(),
         parity: parity(),
         mla: None,
+        allocation: None,
         texts: Vec::new(),
         long: Vec::new(),
         layers: Vec::new(),

@@ -6,30 +6,32 @@ use neuroconv_format::{
     Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout, PackedTensor, PartKind,
     PartLayout, SharedBytes, Tensor,
 };
-use neuroconv_quant::gptq::{InputMetric, Rounding, low_rank};
+use neuroconv_quant::gptq::{InputMetric, LowRankFit, Rounding, low_rank};
 use neuroconv_quant::{Error, FitStats, QuantizeSpec, dequantize, quantize, relative_mse};
 use neuroconv_recipes::Method;
 
 use crate::plan::PackedPlan;
 
 /// Turns of rounding what a correction leaves, and correcting what rounding leaves.
-const TURNS: usize = 3;
+pub(super) const TURNS: usize = 3;
 
 /// A matrix `[rows, cols]` to be rounded with what its inputs weigh.
-pub(super) struct Corrected<'a> {
-    pub(super) packed: &'a PackedPlan,
-    pub(super) metric: &'a InputMetric,
-    pub(super) w_nk: &'a [f32],
+pub(crate) struct Corrected<'a> {
+    pub(crate) packed: &'a PackedPlan,
+    pub(crate) metric: &'a InputMetric,
+    pub(crate) w_nk: &'a [f32],
     /// The weights that would be best if nothing had to be rounded.
-    pub(super) target_nk: &'a [f32],
+    pub(crate) target_nk: &'a [f32],
+    /// Turns of rounding what a correction leaves: none leaves the codes as they are beside it.
+    pub(crate) turns: usize,
 }
 
 /// What came of it.
-pub(super) struct Fitted {
-    pub(super) tensor: PackedTensor,
-    pub(super) stats: FitStats,
-    pub(super) output_error: f64,
-    pub(super) nearest_output_error: f64,
+pub(crate) struct Fitted {
+    pub(crate) tensor: PackedTensor,
+    pub(crate) stats: FitStats,
+    pub(crate) output_error: f64,
+    pub(crate) nearest_output_error: f64,
 }
 
 impl Corrected<'_> {
@@ -42,38 +44,29 @@ impl Corrected<'_> {
     }
 
     /// Rounds, and corrects as the plan says.
-    pub(super) fn fit(&self) -> Result<Fitted, Error> {
+    pub(crate) fn fit(&self) -> Result<Fitted, Error> {
         let apart = self.salient();
         let mut best = self.rounded(self.target_nk, &apart, None)?;
         if self.packed.corrections.rank == 0 {
             return Ok(best);
         }
-        for turn in 0..TURNS {
-            let left: Vec<f32> = self.left(&best.tensor, turn == 0);
-            let fit = low_rank(
-                &left,
-                self.rows(),
-                self.metric,
-                self.packed.corrections.rank,
-            )?;
-            let product = fit.product(self.cols());
+        // The correction of what is there already, before anything is rounded anew.
+        let mut correction = self.correction(&best.tensor)?;
+        let mut corrected = best.tensor.clone();
+        corrected.corrections.low_rank = Some(self.stored(&correction));
+        best = self.judged(corrected, best.nearest_output_error);
+        for turn in 0..self.turns {
+            if turn > 0 {
+                correction = self.correction(&best.tensor)?;
+            }
+            let product = correction.product(self.cols());
             let rest: Vec<f32> = self
                 .target_nk
                 .iter()
                 .zip(&product)
                 .map(|(t, p)| t - p)
                 .collect();
-            let correction = LowRank {
-                a: half_precision([fit.rank, self.cols()], &fit.a_rk),
-                b: half_precision([self.rows(), fit.rank], &fit.b_nr),
-            };
-            if turn == 0 {
-                // The correction of what is there already, before anything is rounded anew.
-                let mut corrected = best.tensor.clone();
-                corrected.corrections.low_rank = Some(correction.clone());
-                best = self.judged(corrected, best.nearest_output_error);
-            }
-            let next = self.rounded(&rest, &apart, Some(correction))?;
+            let next = self.rounded(&rest, &apart, Some(self.stored(&correction)))?;
             if next.output_error < best.output_error {
                 best = next;
             }
@@ -81,18 +74,26 @@ impl Corrected<'_> {
         Ok(best)
     }
 
-    /// What a matrix leaves of the target: with its own correction, or without.
-    fn left(&self, tensor: &PackedTensor, plain: bool) -> Vec<f32> {
+    /// The correction of what the codes of a matrix leave of the target.
+    fn correction(&self, tensor: &PackedTensor) -> Result<LowRankFit, Error> {
         let mut codes = tensor.clone();
-        if !plain {
-            codes.corrections.low_rank = None;
-        }
+        codes.corrections.low_rank = None;
         let values = dequantize(&Tensor::Packed(codes));
-        self.target_nk
+        let left: Vec<f32> = self
+            .target_nk
             .iter()
             .zip(values)
             .map(|(t, v)| t - v)
-            .collect()
+            .collect();
+        let rank = self.packed.corrections.rank;
+        low_rank(&left, self.rows(), self.metric, rank)
+    }
+
+    fn stored(&self, fit: &LowRankFit) -> LowRank {
+        LowRank {
+            a: half_precision([fit.rank, self.cols()], &fit.a_rk),
+            b: half_precision([self.rows(), fit.rank], &fit.b_nr),
+        }
     }
 
     /// Rounds `goal_nk`, and puts a correction beside it.

@@ -130,6 +130,23 @@ impl Observed<'_> {
     }
 }
 
+/// `E[x xᵀ]` of what the matrix of a role reads in one model; `None` where it does not read
+/// activations as they are.
+pub(crate) fn moments(layer: &OneLayer, role: Role, streams: &[Vec<f32>]) -> Option<Mat<f64>> {
+    let all: Vec<usize> = (0..streams.len()).collect();
+    let mut sums: Option<Moments> = None;
+    for block in blocks(&all) {
+        let inputs = block.par_iter().map(|&w| layer.input(role, &streams[w]));
+        let x = inputs.collect::<Option<Vec<Vec<f32>>>>()?.concat();
+        let tokens: usize = block.iter().map(|&w| streams[w].len()).sum();
+        let tokens = tokens / layer.spec().hidden;
+        let x = MatRef::from_column_major_slice(&x, x.len() / tokens.max(1), tokens);
+        sums.get_or_insert_with(|| Moments::zeros(x.nrows(), 0))
+            .add_block(x, x.subrows(0, 0));
+    }
+    sums.map(|sums| sums.xx * faer::Scale(1.0 / sums.tokens.max(1.0)))
+}
+
 /// The rounded model's inputs, and what the source's have on top.
 struct Block {
     rounded: Mat<f32>,

@@ -12,7 +12,7 @@ use neuroconv_recipes::{ModelSpec, Role, TensorId};
 use neuroconv_runtime::{OneLayer, Progress, WeightSource};
 use serde::{Deserialize, Serialize};
 
-use super::corrected::Corrected;
+use super::corrected::{Corrected, TURNS};
 use super::inputs::{Inputs, Observed, Streams};
 use crate::Error;
 use crate::mla::linalg::par_mul;
@@ -65,14 +65,14 @@ pub(crate) struct Partly<'a> {
 }
 
 impl<'a> Partly<'a> {
-    pub(super) fn new(base: &'a dyn WeightSource) -> Self {
+    pub(crate) fn new(base: &'a dyn WeightSource) -> Self {
         Partly {
             base,
             rounded: BTreeMap::new(),
         }
     }
 
-    pub(super) fn insert(&mut self, id: TensorId, tensor: Tensor) {
+    pub(crate) fn insert(&mut self, id: TensorId, tensor: Tensor) {
         self.rounded.insert(id, tensor);
     }
 
@@ -200,6 +200,7 @@ impl LayerTask<'_> {
             metric: &metrics[&group],
             w_nk: &w_nk,
             target_nk: target_nk.as_deref().unwrap_or(&w_nk),
+            turns: TURNS,
         };
         let found = matrix.fit().map_err(failed)?;
         rounded.insert(id, Tensor::Packed(found.tensor));

@@ -18,15 +18,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use neuroconv_format::Tensor;
 use neuroconv_runtime::{OneLayer, Progress, WeightSource, embed};
 
+pub(crate) use corrected::Corrected;
 pub(crate) use files::{RoundedLayers, RoundedMatrix};
-pub(crate) use layer::STAGES;
+pub(crate) use inputs::moments;
 pub use layer::{LayerRounding, MatrixRounding};
+pub(crate) use layer::{Partly, STAGES};
 
 use crate::Error;
 use crate::dense;
 use crate::plan::Plan;
 use inputs::Streams;
-use layer::{LayerTask, Partly};
+use layer::LayerTask;
 
 /// Rounds the matrices of every layer of `source` as `plan` says, and keeps every finished layer in
 /// the folder `dir`. Layers found there are taken over. `windows` are token ids of calibration text.
@@ -69,6 +71,7 @@ pub(crate) fn round_layers(
                     staging: dir.parent().map(Path::to_owned),
                     done: found.count(),
                     total: layers,
+                    unit: "layers",
                 });
             };
             found.keep(index, plan, &rounded, &report, &squares)?;
@@ -79,6 +82,7 @@ pub(crate) fn round_layers(
                 staging: dir.parent().map(Path::to_owned),
                 done: found.count(),
                 total: layers,
+                unit: "layers",
             });
         }
     }

@@ -70,6 +70,7 @@ pub fn convert_attention(
                     staging: dir.parent().map(Path::to_owned),
                     done: layers.count(),
                     total: wanted.len(),
+                    unit: "layers",
                 });
             }
             (result, None) => result?,

@@ -56,6 +56,7 @@ fn interrupt(source: &Path, recipe: &Recipe, output: &Path, after: u64) -> (usiz
             staging: Some(staging),
             done,
             total,
+            unit: "tensors",
         }) => {
             assert!(done as u64 >= after && done <= total);
             (done, staging)

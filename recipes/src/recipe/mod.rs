@@ -11,6 +11,7 @@ mod mla;
 mod packed;
 mod parse;
 mod print;
+mod rewrite;
 mod scheme;
 mod select;
 mod threshold;
@@ -22,6 +23,7 @@ pub use limits::Limits;
 pub use mla::{MlaMode, MlaRecipe, Rank};
 pub use packed::{Apart, Method, Packed, PackedKind};
 pub use parse::RunSection;
+pub use rewrite::{Auto, FoldNorms, Rewrites};
 pub use scheme::{KeepDtype, Scheme};
 pub use select::{Group, LayerSelect, Selector, UnknownSelector};
 pub use threshold::Threshold;
@@ -40,6 +42,8 @@ pub struct Recipe {
     pub summary: String,
     /// How attention is converted before anything is stored, if at all.
     pub mla: Option<MlaRecipe>,
+    /// Exact changes of the graph before anything is stored.
+    pub rewrites: Rewrites,
     /// The text that the conversion learned from, once it is known.
     pub calibration: Option<Calibration>,
     /// What weighed the columns of matrices that are rounded by themselves, if anything did.
@@ -126,6 +130,12 @@ impl Recipe {
         let packed = body.filter_map(|rule| rule.scheme.as_packed_mut());
         changed(&self.name, what, packed.map(change).count())?;
         self.check_schemes()
+    }
+
+    /// How its rules pack matrices inside blocks, rule by rule.
+    pub fn body(&self) -> impl Iterator<Item = Packed> + '_ {
+        let body = self.rules.iter().filter(|rule| rule.is_body());
+        body.filter_map(|rule| rule.scheme.as_packed().copied())
     }
 
     /// Whether anything in it is fitted to calibration text.

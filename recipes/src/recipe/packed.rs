@@ -120,6 +120,29 @@ impl Packed {
         Packed { group_size, ..self }
     }
 
+    /// A short name that tells ways apart: `int4`, `int4 g32`, `ternary x2 r16`.
+    pub fn label(&self) -> String {
+        let mut words = vec![self.kind.name().to_owned()];
+        if self.planes > 1 {
+            words.push("x2".to_owned());
+        }
+        if self.group_size != DEFAULT_GROUP {
+            words.push(format!("g{}", self.group_size));
+        }
+        if self.shift {
+            words.push("shifted".to_owned());
+        }
+        if self.correct_rank > 0 {
+            words.push(format!("r{}", self.correct_rank));
+        }
+        match self.apart {
+            Apart::None => {}
+            Apart::Salient(_) => words.push("salient".to_owned()),
+            Apart::Outliers(_) => words.push("outliers".to_owned()),
+        }
+        words.join(" ")
+    }
+
     /// Whether rounding is fitted to calibration text.
     pub fn learns(&self) -> bool {
         let salient = matches!(self.apart, Apart::Salient(_));

@@ -4,8 +4,8 @@
 use serde::Deserialize;
 
 use super::{
-    Calibration, ImportanceFile, LayerSelect, Limits, MlaRecipe, Otherwise, Recipe, Rule, Scheme,
-    builtin,
+    Calibration, ImportanceFile, LayerSelect, Limits, MlaRecipe, Otherwise, Recipe, Rewrites, Rule,
+    Scheme, builtin,
 };
 use crate::Error;
 use crate::suggest::near;
@@ -43,6 +43,8 @@ struct RecipeFile {
     summary: String,
     extends: Option<String>,
     mla: Option<MlaRecipe>,
+    #[serde(default)]
+    rewrite: Rewrites,
     calibration: Option<Calibration>,
     importance: Option<ImportanceFile>,
     #[serde(default, rename = "rule")]
@@ -105,6 +107,7 @@ impl Recipe {
             name: file.name,
             summary: file.summary,
             mla,
+            rewrites: file.rewrite,
             calibration: file.calibration,
             importance: file.importance,
             rules,

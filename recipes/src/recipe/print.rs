@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{Apart, MlaRecipe, Packed, PackedKind, Rank, Recipe, Rule, Scheme};
+use super::{Apart, FoldNorms, MlaRecipe, Packed, PackedKind, Rank, Recipe, Rule, Scheme};
 
 impl Recipe {
     /// The resolved recipe as TOML. This text is stored with an artifact and hashed.
@@ -19,6 +19,18 @@ impl Recipe {
         if let Some(mla) = &self.mla {
             line("\n[mla]".to_owned());
             mla_lines(mla).into_iter().for_each(&mut line);
+        }
+        if !self.rewrites.is_empty() {
+            line("\n[rewrite]".to_owned());
+            let norms = match &self.rewrites.fold_norms {
+                FoldNorms::These(norms) => {
+                    let norms: Vec<String> = norms.iter().map(|id| format!("\"{id}\"")).collect();
+                    format!("[{}]", norms.join(", "))
+                }
+                FoldNorms::WhereItGains(_) => "\"auto\"".to_owned(),
+            };
+            line(format!("fold_norms = {norms}"));
+            line(format!("rotate = {}", self.rewrites.rotate));
         }
         if let Some(calibration) = &self.calibration {
             line("\n[calibration]".to_owned());
@@ -149,9 +161,10 @@ mod tests {
 
     use super::*;
     use crate::recipe::{
-        Calibration, ImportanceFile, KeepDtype, LayerSelect, Limits, Method, MlaMode, Otherwise,
-        Selector, Threshold, builtin, builtin_names,
+        Auto, Calibration, ImportanceFile, KeepDtype, LayerSelect, Limits, Method, MlaMode,
+        Otherwise, Rewrites, Selector, Threshold, builtin, builtin_names,
     };
+    use crate::role::{Role, TensorId};
 
     fn any_scheme() -> impl Strategy<Value = Scheme> {
         let group = || prop::sample::select(vec![32_usize, 64, 128, 256]);
@@ -286,6 +299,17 @@ mod tests {
         (any_prose(), "[0-9a-f]{64}").prop_map(|(file, sha256)| ImportanceFile { file, sha256 })
     }
 
+    fn any_rewrites() -> impl Strategy<Value = Rewrites> {
+        let norm = (0_usize..9, any::<bool>()).prop_map(|(layer, first)| {
+            let role = if first { Role::AttnNorm } else { Role::MlpNorm };
+            TensorId::layer(layer, role)
+        });
+        let norms = prop::collection::vec(norm, 0..4).prop_map(FoldNorms::These);
+        let auto = Just(FoldNorms::WhereItGains(Auto::Auto));
+        (prop_oneof![norms, auto], any::<bool>())
+            .prop_map(|(fold_norms, rotate)| Rewrites { fold_norms, rotate })
+    }
+
     fn any_recipe() -> impl Strategy<Value = Recipe> {
         let rules = prop::collection::vec(any_rule(), 0..5);
         let otherwise = (any_scheme(), prop::option::of(any_prose()))
@@ -301,13 +325,24 @@ mod tests {
                 prop::option::of(any_calibration()),
                 prop::option::of(any_importance()),
             ),
+            any_rewrites(),
         )
             .prop_map(
-                |(name, summary, rules, otherwise, limits, mla, (calibration, importance))| {
+                |(
+                    name,
+                    summary,
+                    rules,
+                    otherwise,
+                    limits,
+                    mla,
+                    (calibration, importance),
+                    rewrites,
+                )| {
                     Recipe {
                         name,
                         summary,
                         mla,
+                        rewrites,
                         calibration,
                         importance,
                         rules,

@@ -59,6 +59,14 @@ impl Scheme {
         }
     }
 
+    /// A short name that tells ways apart.
+    pub fn label(&self) -> String {
+        match self {
+            Scheme::Keep { .. } => self.name().to_owned(),
+            Scheme::Packed(packed) => packed.label(),
+        }
+    }
+
     /// How the tensor is packed, which takes a matrix; `None` where it is not.
     pub const fn as_packed(&self) -> Option<&Packed> {
         match self {

@@ -32,6 +32,9 @@ pub struct Manifest {
     /// The resolved description of the model, which the runtime reads.
     #[serde(deserialize_with = "strict_json::deserialize")]
     pub model: Value,
+    /// Exact changes of the graph, other weights with the same function.
+    #[serde(default, skip_serializing_if = "RewriteRecord::is_empty")]
+    pub rewrites: RewriteRecord,
     /// Every stored tensor, in order of storage.
     pub tensors: Vec<TensorRecord>,
     /// Every tensor of the source that is not stored.
@@ -90,6 +93,23 @@ pub struct RecipeRecord {
     pub name: String,
     /// SHA-256 of `neuroconv/recipe.toml`, in lower-case hexadecimal.
     pub sha256: String,
+}
+
+/// Exact changes of the graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteRecord {
+    /// Norms whose gains went into the matrices that read them.
+    pub folded: Vec<String>,
+    /// Whether the residual stream is rotated.
+    pub rotated: bool,
+}
+
+impl RewriteRecord {
+    /// Whether nothing was changed.
+    pub fn is_empty(&self) -> bool {
+        *self == RewriteRecord::default()
+    }
 }
 
 /// One stored tensor.

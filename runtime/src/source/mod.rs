@@ -1,5 +1,7 @@
 //! Models on disk: Hugging Face checkpoints and native artifacts, told apart by their files.
 
+mod rewritten;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,8 @@ use neuroconv_format::{Artifact, CheckpointFiles, SafetensorsFile, Tensor, Valid
 use neuroconv_recipes::{ModelSpec, Resolved, Role, SourceTensor, TensorId, near, resolve};
 
 use crate::{Error, WeightSource};
+
+pub use rewritten::Rewritten;
 
 /// Bytes compared at a time.
 const COMPARE_BYTES: u64 = 1 << 20;

@@ -1,6 +1,6 @@
 use neuroconv_format::manifest::{
-    PartRecord, RecipeRecord, SCHEMA_VERSION, SizeRecord, SourceRecord, TensorRecord, ToolRecord,
-    VerdictRecord, VerdictStatus,
+    PartRecord, RecipeRecord, RewriteRecord, SCHEMA_VERSION, SizeRecord, SourceRecord,
+    TensorRecord, ToolRecord, VerdictRecord, VerdictStatus,
 };
 use neuroconv_format::{
     Codec, DType, Manifest, PartLayout, PlannedTensor, SafetensorsLayout, SharedBytes, Tensor,
@@ -74,6 +74,7 @@ fn manifest(model: serde_json::Value, tensors: Vec<TensorRecord>, weights_bytes:
             sha256,
         },
         model,
+        rewrites: RewriteRecord::default(),
         tensors,
         dropped: Vec::new(),
         size: SizeRecord {

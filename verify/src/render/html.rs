@@ -70,6 +70,7 @@ fn write_html(report: &Report) -> Result<String, std::fmt::Error> {
     sections::texts(&mut out, report)?;
     sections::layers(&mut out, report)?;
     sections::tensors(&mut out, report)?;
+    sections::allocation(&mut out, report)?;
     sections::latents(&mut out, report)?;
     sections::divergence(&mut out, report)?;
     sections::samples(&mut out, report)?;

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    LATENT_COLUMNS, count, headline, latent_layers, latent_steps, limit, observed, outcome,
-    printable, rows, with_interval,
+    FRONT_COLUMNS, LATENT_COLUMNS, count, front, headline, latent_layers, latent_steps, limit,
+    observed, outcome, printable, rows, with_interval,
 };
 use crate::report::Report;
 
@@ -59,6 +59,7 @@ fn write_markdown(report: &Report) -> Result<String, std::fmt::Error> {
         )?;
     }
     attention(&mut out, report)?;
+    allocation(&mut out, report)?;
     if report.texts.len() + report.long.len() > 1 {
         writeln!(
             out,
@@ -83,6 +84,23 @@ fn write_markdown(report: &Report) -> Result<String, std::fmt::Error> {
         writeln!(out, "\n> {}", text(warning))?;
     }
     Ok(out)
+}
+
+/// How the size was spent.
+fn allocation(out: &mut String, report: &Report) -> std::fmt::Result {
+    let Some(allocation) = &report.allocation else {
+        return Ok(());
+    };
+    let line = "--:|".repeat(FRONT_COLUMNS.len());
+    writeln!(
+        out,
+        "\n### The best at each size\n\n| {} |\n|{line}",
+        FRONT_COLUMNS.join(" | ")
+    )?;
+    for row in front(allocation) {
+        writeln!(out, "| {} |", row.join(" | "))?;
+    }
+    Ok(())
 }
 
 /// What became of converted attention.

@@ -3,6 +3,7 @@
 //! Owns text made from a [`Report`]. Everything that came from outside is
 //! escaped for the format at hand.
 
+mod allocation;
 mod html;
 mod junit;
 mod latent;
@@ -11,6 +12,7 @@ mod markdown;
 mod plots;
 mod sections;
 
+pub use allocation::{FRONT_COLUMNS, front};
 pub use html::render_html;
 pub use junit::render_junit;
 pub use latent::{LATENT_COLUMNS, latent_layers, latent_steps};

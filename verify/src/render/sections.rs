@@ -3,7 +3,10 @@
 use std::fmt::{Result, Write};
 
 use super::plots::{self, Frame};
-use super::{LATENT_COLUMNS, count, escape, latent_layers, latent_steps, number, with_interval};
+use super::{
+    FRONT_COLUMNS, LATENT_COLUMNS, count, escape, front, latent_layers, latent_steps, number,
+    with_interval,
+};
 use crate::metrics::{Detail, Percentiles, Row};
 use crate::report::{Report, SampleRecord};
 
@@ -213,6 +216,29 @@ pub(super) fn latents(out: &mut String, report: &Report) -> Result {
     }
     let rows: Vec<Vec<String>> = latent_layers(mla).into_iter().map(Vec::from).collect();
     twin(out, "converted layers", &LATENT_COLUMNS, &rows)
+}
+
+pub(super) fn allocation(out: &mut String, report: &Report) -> Result {
+    let Some(allocation) = &report.allocation else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "<h2>The best at each size</h2>\n<p class=\"faint\">What is expected from the loss of each \
+         matrix alone, measured on {} tokens of calibration text.</p>",
+        count(allocation.tokens)
+    )?;
+    let rows: Vec<Vec<String>> = front(allocation).into_iter().map(Vec::from).collect();
+    table(out, &FRONT_COLUMNS, &rows)?;
+    let matrices = allocation.matrices.iter().map(|matrix| {
+        vec![
+            matrix.name.clone(),
+            number(matrix.kld_alone),
+            matrix.packing.clone(),
+        ]
+    });
+    let head = ["matrix", "KL alone in four bits", "packed as"];
+    twin(out, "every matrix", &head, &matrices.collect::<Vec<_>>())
 }
 
 pub(super) fn samples(out: &mut String, report: &Report) -> Result {

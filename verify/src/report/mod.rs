@@ -20,7 +20,8 @@ use crate::parity::Parity;
 
 pub(crate) use finite::finite;
 pub use records::{
-    ArtifactRecord, CorpusRecord, MlaRecord, SampleRecord, StageRecord, TensorLine, YardstickRecord,
+    AllocatedMatrix, AllocationRecord, ArtifactRecord, CorpusRecord, FrontPoint, MlaRecord,
+    SampleRecord, StageRecord, TensorLine, YardstickRecord,
 };
 
 /// The version written here and the only one read.
@@ -51,6 +52,9 @@ pub struct Report {
     /// The change of attention, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mla: Option<MlaRecord>,
+    /// How the size was spent, where one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation: Option<AllocationRecord>,
     /// Quality, text by text.
     #[serde(default)]
     pub texts: Vec<Row>,

@@ -106,6 +106,47 @@ pub struct MlaRecord {
     pub ppl_converted: Option<f64>,
 }
 
+/// How a size was spent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AllocationRecord {
+    /// Tokens of calibration text on which the loss of each matrix was measured.
+    pub tokens: u64,
+    /// The best choices that were found, the smallest first.
+    pub front: Vec<FrontPoint>,
+    /// The choice that was taken.
+    pub chosen: FrontPoint,
+    /// Every matrix that was chosen for.
+    pub matrices: Vec<AllocatedMatrix>,
+}
+
+/// One choice of how every matrix is stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FrontPoint {
+    /// Bytes of the weights file.
+    pub bytes: u64,
+    /// Stored bits per parameter, everything counted.
+    #[serde(serialize_with = "finite")]
+    pub bits_per_weight: f64,
+    /// The divergence that is expected of it, in nats per token.
+    #[serde(serialize_with = "finite")]
+    pub expected_kld: f64,
+    /// How its matrices are stored: the ways and their shares of the weights, largest first.
+    pub packings: Vec<(String, f64)>,
+}
+
+/// One matrix that was chosen for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AllocatedMatrix {
+    /// Its name.
+    pub name: String,
+    /// Divergence of the model in which this matrix alone is rounded to four bits, in nats per
+    /// token.
+    #[serde(serialize_with = "finite")]
+    pub kld_alone: f64,
+    /// How it is stored.
+    pub packing: String,
+}
+
 /// One stored tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorLine {

@@ -34,6 +34,7 @@ fn options(codec: Codec) -> VerifyOptions {
         parity_windows: 1,
         kv: KvCodec::F32,
         feedback: BTreeSet::new(),
+        rewrites: neuroconv_recipes::Rewrites::default(),
         logit_cache: None,
         thorough: false,
     }

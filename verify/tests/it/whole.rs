@@ -27,6 +27,7 @@ fn options() -> VerifyOptions {
         parity_windows: 2,
         kv: KvCodec::F32,
         feedback: std::collections::BTreeSet::new(),
+        rewrites: neuroconv_recipes::Rewrites::default(),
         logit_cache: None,
         thorough: false,
     }

@@ -1,8 +1,8 @@
 //! A small artifact with every codec in it.
 
 use neuroconv_format::manifest::{
-    DroppedRecord, FileRecord, Manifest, PartRecord, RecipeRecord, SCHEMA_VERSION, SizeRecord,
-    SourceRecord, TensorCodec, TensorRecord, ToolRecord, VerdictRecord, VerdictStatus,
+    DroppedRecord, FileRecord, Manifest, PartRecord, RecipeRecord, RewriteRecord, SCHEMA_VERSION,
+    SizeRecord, SourceRecord, TensorCodec, TensorRecord, ToolRecord, VerdictRecord, VerdictStatus,
 };
 use neuroconv_format::{
     Codec, Columns, Corrections, DType, DenseTensor, LowRank, PackedLayout, PackedTensor, PartKind,
@@ -266,6 +266,7 @@ fn manifest(tensors: Vec<TensorRecord>, weights_bytes: usize) -> Manifest {
             sha256: sha256.clone(),
         },
         model: serde_json::json!({"arch": "llama", "hidden": 40}),
+        rewrites: RewriteRecord::default(),
         tensors,
         dropped: vec![DroppedRecord {
             source: "x".into(),

@@ -3,27 +3,28 @@
 //! Owns the assignment of storage to tensors and the sizes that follow from it. Reads no
 //! weights and writes nothing; any doubt is an error here, before the work begins.
 
+mod estimate;
+mod storage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
-use std::sync::Arc;
 
-use neuroconv_format::codec::{Codec, PackedLayout};
 use neuroconv_format::manifest::DroppedRecord;
-use neuroconv_format::writer::{self, SafetensorsLayout};
-use neuroconv_format::{ActivationBits, CorrectionsPlan, DType, PartLayout, TensorCodec};
-use neuroconv_quant::{Levels, QuantizeSpec, choose_group};
+use neuroconv_format::writer::SafetensorsLayout;
+use neuroconv_format::{DType, TensorCodec};
 use neuroconv_recipes::{
-    Apart, Assignment, KeepDtype, MlaRecipe, ModelSpec, Packed, PackedKind, Recipe, Role, RoleKind,
-    Scheme, TensorId,
+    Assignment, MlaRecipe, ModelSpec, Recipe, Rewrites, Role, RoleKind, Scheme, TensorId,
 };
-use neuroconv_runtime::Checkpoint;
+use neuroconv_runtime::{Checkpoint, Rewritten};
 use serde::Serialize;
 
 use crate::Error;
-use crate::mla::Options;
 use crate::origin::SourceName;
 use crate::pass::changed_layers;
+
+pub(crate) use estimate::REPORTS_BYTES;
+pub(crate) use storage::{PackedPlan, Storage, entries, storage};
 
 /// The fate of a whole checkpoint.
 #[derive(Clone, Debug, Serialize)]
@@ -55,6 +56,7 @@ pub struct Plan {
     pub(crate) spec: ModelSpec,
     #[serde(skip)]
     pub(crate) mla: Option<MlaRecipe>,
+    pub(crate) rewrites: Rewrites,
     #[serde(skip)]
     pub(crate) recipe_toml: String,
     #[serde(skip)]
@@ -65,6 +67,17 @@ impl Plan {
     /// The description of the model that the artifact will hold.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// `source` with the exact changes of its graph that the plan asks for.
+    pub fn rewritten<'a>(&'a self, source: &'a Checkpoint) -> Rewritten<'a> {
+        Rewritten::new(source, &self.rewrites)
+    }
+
+    /// The norms whose gains go into matrices.
+    pub(crate) fn folded(&self) -> impl Iterator<Item = TensorId> + '_ {
+        let ids = self.tensors.iter().map(|tensor| tensor.id);
+        ids.filter(|id| self.rewrites.folds(*id))
     }
 
     /// How the tensor `id` is packed, if it is.
@@ -152,6 +165,8 @@ pub struct PlannedTensor {
     pub source: String,
     /// Whether a conversion of attention makes it.
     pub converted: bool,
+    /// Whether norms were folded into it, or it was rotated.
+    pub rewritten: bool,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
     /// Element type in the checkpoint.
@@ -192,44 +207,6 @@ impl PlannedTensor {
     }
 }
 
-/// How a tensor will lie in the file.
-#[derive(Clone, Debug)]
-pub(crate) enum Storage {
-    /// Elements of this type.
-    Dense(TensorCodec),
-    /// Codes in panels.
-    Packed(Box<PackedPlan>),
-}
-
-/// How a matrix will be packed.
-#[derive(Clone, Debug)]
-pub(crate) struct PackedPlan {
-    /// What to round to.
-    pub(crate) spec: QuantizeSpec,
-    /// The layout of the result.
-    pub(crate) layout: PackedLayout,
-    /// How finely activations are rounded that meet the codes.
-    pub(crate) activations: ActivationBits,
-    /// What it carries beside its codes.
-    pub(crate) corrections: CorrectionsPlan,
-    /// The same, part by part.
-    pub(crate) parts: Vec<PartLayout>,
-    /// What the recipe asks for.
-    pub(crate) how: Packed,
-    /// Columns stored apart in half precision, ascending, once they are known.
-    pub(crate) outliers: Option<Arc<[u32]>>,
-    /// What the squared error of each column weighs where it is rounded by itself, `[columns]`.
-    pub(crate) importance: Option<Arc<[f32]>>,
-}
-
-impl PackedPlan {
-    /// Bytes of codes, scales, shifts and parts.
-    pub(crate) fn stored_bytes(&self) -> usize {
-        let parts = self.parts.iter().map(PartLayout::size_bytes);
-        parts.fold(self.layout.size_bytes(), usize::saturating_add)
-    }
-}
-
 /// Plans the conversion of `source` by `recipe`.
 ///
 /// Errors name the tensor: a scheme that does not fit it, a rule that matches nothing, an
@@ -239,8 +216,14 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
     let resolved = source.resolved();
     let (spec, notices) = match &recipe.mla {
         Some(mla) => mla.converted(&resolved.spec)?,
-        None => (resolved.spec.clone(), Vec::new()),
+        None => (recipe.rewrites.rewritten(&resolved.spec), Vec::new()),
     };
+    if recipe.mla.is_some() && !recipe.rewrites.is_empty() {
+        return Err(Error::RewrittenAttention {
+            recipe: recipe.name.clone(),
+        });
+    }
+    let rewritten = Rewritten::new(source, &recipe.rewrites);
     let shapes: BTreeMap<TensorId, Vec<usize>> = spec.tensors().into_iter().collect();
     let changed: BTreeSet<usize> = changed_layers(&resolved.spec, &spec).collect();
     let mut tensors = Vec::new();
@@ -251,6 +234,7 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
             .filter(|l| id.role.is_mixer() && changed.contains(l))
         {
             Some(layer) => Origin::of_mixer(source, layer)?,
+            None if rewritten.changes(id) => Origin::of_rewritten(source, id)?,
             None => Origin::of_tensor(source, id)?,
         };
         tensors.push(plan_tensor(origin, &shapes[&id], assignment, spec.tied)?);
@@ -284,20 +268,18 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
         warnings: resolved.warnings.iter().cloned().chain(notices).collect(),
         weights_bytes,
         bits_per_weight: weights_bytes as f64 * 8.0 / params as f64,
-        peak_memory_bytes: peak_memory(&tensors).max(calibration_memory(recipe, &resolved.spec)),
-        disk_bytes: weights_bytes + side_bytes + converted_bytes(&tensors) + REPORTS_BYTES,
+        peak_memory_bytes: estimate::memory(recipe, &resolved.spec, &tensors),
+        disk_bytes: weights_bytes + side_bytes + estimate::waiting_bytes(&tensors) + REPORTS_BYTES,
         cached_numbers: cached_numbers(&spec),
         cached_numbers_source: cached_numbers(&resolved.spec),
         spec,
         mla: recipe.mla.clone(),
+        rewrites: recipe.rewrites.clone(),
         recipe_toml: recipe.to_toml(),
         layout,
         tensors,
     })
 }
-
-/// Room for manifest, recipe, reports, card and journal.
-pub(crate) const REPORTS_BYTES: u64 = 16 << 20;
 
 /// Where a planned tensor comes from.
 struct Origin {
@@ -305,6 +287,7 @@ struct Origin {
     source: String,
     dtype: DType,
     converted: bool,
+    rewritten: bool,
 }
 
 impl Origin {
@@ -324,6 +307,17 @@ impl Origin {
             source: slot.source.clone(),
             dtype,
             converted: false,
+            rewritten: false,
+        })
+    }
+
+    /// A tensor that exact changes of the graph make of one and of a norm.
+    fn of_rewritten(source: &Checkpoint, id: TensorId) -> Result<Self, Error> {
+        let unties = id.role == Role::Head && source.resolved().spec.tied;
+        let role = if unties { Role::Embed } else { id.role };
+        Ok(Origin {
+            rewritten: true,
+            ..Origin::of_tensor(source, TensorId { role, ..id })?
         })
     }
 
@@ -340,6 +334,7 @@ impl Origin {
             source: names.join(", "),
             dtype: Origin::of_tensor(source, TensorId::layer(layer, Role::Q))?.dtype,
             converted: true,
+            rewritten: false,
         })
     }
 }
@@ -359,17 +354,17 @@ fn plan_tensor(
     if origin.converted && id.role.kind() != RoleKind::Frequency {
         reason = format!("converted attention; {reason}");
     }
+    if origin.rewritten {
+        reason = format!("rewritten; {reason}");
+    }
     if tied && id.role == Role::Embed {
         reason += "; also serves as the head";
     }
     let elements: u64 = shape.iter().map(|&d| d as u64).product();
-    let (codec, group, bytes) = match &storage {
-        Storage::Dense(codec) => (*codec, None, elements * codec.dtype().size() as u64),
-        Storage::Packed(packed) => (
-            packed.layout.codec().into(),
-            Some(packed.layout.group()),
-            packed.stored_bytes() as u64,
-        ),
+    let bytes = storage.bytes(elements);
+    let (codec, group) = match &storage {
+        Storage::Dense(codec) => (*codec, None),
+        Storage::Packed(packed) => (packed.layout.codec().into(), Some(packed.layout.group())),
     };
     if let (Some(group), Some(asked)) = (group, asked)
         && group != asked
@@ -384,6 +379,7 @@ fn plan_tensor(
         id,
         source: origin.source,
         converted: origin.converted,
+        rewritten: origin.rewritten,
         shape: shape.to_vec(),
         source_dtype: origin.dtype,
         scheme,
@@ -396,145 +392,11 @@ fn plan_tensor(
     })
 }
 
-/// The storage that a scheme comes to, and the group size it asks for.
-fn storage(
-    id: TensorId,
-    shape: &[usize],
-    source: DType,
-    scheme: &Scheme,
-) -> Result<(Storage, Option<usize>), Error> {
-    let how = match scheme {
-        Scheme::Keep { dtype } => {
-            let codec = match (dtype, source) {
-                (Some(KeepDtype::F32), _) | (None, DType::F32 | DType::U8) => TensorCodec::F32,
-                (Some(KeepDtype::F16), _) | (None, DType::F16) => TensorCodec::F16,
-                (Some(KeepDtype::Bf16), _) | (None, DType::BF16) => TensorCodec::Bf16,
-            };
-            return Ok((Storage::Dense(codec), None));
-        }
-        Scheme::Packed(packed) => *packed,
-    };
-    let &[rows, cols] = shape else {
-        return Err(Error::NotAMatrix {
-            tensor: id,
-            scheme: how.kind.name(),
-            shape: shape.to_vec(),
-        });
-    };
-    let levels = levels(&how);
-    let spec = QuantizeSpec {
-        levels,
-        group: choose_group(levels.codec(), rows, cols, how.group_size),
-        threshold: how.threshold,
-        shift: how.shift,
-    };
-    let layout = PackedLayout::new(levels.codec(), rows, cols, spec.group, spec.shift)
-        .map_err(|source| Error::Layout { tensor: id, source })?;
-    let corrections = corrections(&how, rows, cols);
-    let parts = corrections.parts(rows, cols);
-    let parts = parts.map_err(|source| Error::Layout { tensor: id, source })?;
-    let packed = PackedPlan {
-        spec,
-        layout,
-        activations: match how.activations {
-            16 => ActivationBits::Sixteen,
-            _ => ActivationBits::Eight,
-        },
-        corrections,
-        parts,
-        how,
-        outliers: None,
-        importance: None,
-    };
-    Ok((Storage::Packed(Box::new(packed)), Some(how.group_size)))
-}
-
-/// The corrections that a scheme gives a `[rows, cols]` matrix.
-fn corrections(how: &Packed, rows: usize, cols: usize) -> CorrectionsPlan {
-    let columns = match how.apart {
-        // How many outliers there are is found in the calibration text.
-        Apart::None | Apart::Outliers(_) => 0,
-        Apart::Salient(share) => ((share * cols as f64).ceil() as usize).min(cols),
-    };
-    let group = choose_group(Codec::Int8, rows, columns.max(1), how.group_size);
-    CorrectionsPlan {
-        rank: how.correct_rank.min(rows).min(cols),
-        columns,
-        column_group: (columns > 0).then_some(group),
-    }
-}
-
-/// The levels that a scheme rounds to.
-fn levels(how: &Packed) -> Levels {
-    match (how.kind, how.planes) {
-        (PackedKind::Ternary, 2) => Levels::Nine,
-        (PackedKind::Ternary, _) => Levels::Ternary,
-        (PackedKind::Int4, _) => Levels::Int4,
-        (PackedKind::Int8, _) => Levels::Int8,
-    }
-}
-
-/// The entries of a tensor and its parts in the safetensors header.
-pub(crate) fn entries(tensor: &PlannedTensor) -> Vec<writer::PlannedTensor> {
-    let name = tensor.id.to_string();
-    let (dtype, shape, parts) = match &tensor.storage {
-        Storage::Dense(codec) => (codec.dtype(), tensor.shape.clone(), &[][..]),
-        Storage::Packed(packed) => {
-            let size = packed.layout.size_bytes();
-            (DType::U8, vec![size], &packed.parts[..])
-        }
-    };
-    let parts: Vec<writer::PlannedTensor> = parts.iter().map(|part| part.entry(&name)).collect();
-    let own = writer::PlannedTensor { name, dtype, shape };
-    [own].into_iter().chain(parts).collect()
-}
-
-/// While tensor `i` is quantized (f32 in, codes out), `i + 1` has been read (source bytes and
-/// f32) and `i - 1` is being written.
-fn peak_memory(tensors: &[PlannedTensor]) -> u64 {
-    (0..tensors.len())
-        .map(|i| {
-            let before = i.checked_sub(1).map_or(0, |i| tensors[i].bytes);
-            let after = tensors
-                .get(i + 1)
-                .map_or(0, |t| t.source_bytes() + t.elements() * 4);
-            before + tensors[i].elements() * 4 + tensors[i].bytes + after
-        })
-        .max()
-        .unwrap_or(0)
-}
-
-/// Tokens of calibration text that estimates count with before it is known.
-const CALIBRATION_TOKENS: usize = 32_768;
-
-/// The residual streams of source and converted model before and after a layer, and one layer's
-/// weights with the sums that its conversion works on; the teacher's attention is bounded by what
-/// the arithmetic is given for it. Zero where nothing learns from text.
-fn calibration_memory(recipe: &Recipe, spec: &ModelSpec) -> u64 {
-    if !recipe.learns() {
-        return 0;
-    }
-    let known = recipe.calibration.as_ref().map(|c| c.tokens);
-    let tokens = known.unwrap_or(CALIBRATION_TOKENS) as u64;
-    let (hidden, layers) = (spec.hidden as u64, spec.layers.len().max(1) as u64);
-    let tables = 2 * spec.vocab as u64 * hidden;
-    let layer = spec.parameters().saturating_sub(tables) / layers;
-    let sums = 4 * hidden * hidden * 8;
-    let scores = (tokens * tokens.min(1024) * 4 * 32).min(Options::new(1, 0).score_bytes as u64);
-    3 * tokens * hidden * 4 + 2 * layer * 4 + sums + scores
-}
-
 /// Bytes of all source tensors that are used.
 fn source_bytes(source: &Checkpoint) -> u64 {
     let slots = source.resolved().slots.iter();
     let infos = slots.filter_map(|slot| source.files().info(&slot.source));
     infos.map(neuroconv_format::TensorInfo::size_bytes).sum()
-}
-
-/// Bytes in which converted tensors wait to be stored.
-fn converted_bytes(tensors: &[PlannedTensor]) -> u64 {
-    let converted = tensors.iter().filter(|t| t.converted);
-    converted.map(|t| t.elements() * 4).sum()
 }
 
 fn cached_numbers(spec: &ModelSpec) -> usize {
