@@ -36,19 +36,27 @@ fn a_rotated_model_is_emitted_listed_and_judged_again() {
 }
 
 #[test]
-fn norms_are_folded_where_codes_gain() {
-    let place = packed(&["--fold-norms"]);
+fn norms_that_a_recipe_names_are_folded_and_listed() {
+    let place = Place::new();
+    let recipe = "name = \"folded\"\nextends = \"int8\"\n[rewrite]\n\
+                  fold_norms = [\"blk.1.attn_norm\", \"blk.2.mlp_norm\"]\n";
+    fs_err::write(place.path("folded.toml"), recipe).unwrap();
+    let (model, text) = (model(), neuroconv_fixtures::tiny_text());
+    let (model, text) = (model.to_str().unwrap(), text.to_str().unwrap());
+    let mut args = vec!["run", "folded.toml", model, "-o", "out", "--text", text];
+    args.extend(MEASURE);
+    assert_code(&place.run(&args), 0);
     let manifest = manifest(&place);
-    let folded = manifest["rewrites"]["folded"].as_array().unwrap();
-    assert!(!folded.is_empty());
-    assert_eq!(manifest["rewrites"]["rotated"], false);
-    for norm in folded {
-        let name = norm.as_str().unwrap();
-        assert!(
-            name.starts_with("blk.") && name.ends_with("_norm"),
-            "{name}"
-        );
-    }
+    let listed = serde_json::json!({
+        "folded": ["blk.1.attn_norm", "blk.2.mlp_norm"], "rotated": false
+    });
+    assert_eq!(manifest["rewrites"], listed);
     let recipe = fs_err::read_to_string(place.path("out/neuroconv/recipe.toml")).unwrap();
     assert!(recipe.contains("[rewrite]"), "{recipe}");
+}
+
+#[test]
+fn norms_stay_where_codes_do_not_gain() {
+    let place = packed(&["--fold-norms"]);
+    assert_eq!(manifest(&place)["rewrites"], Value::Null);
 }

@@ -7,12 +7,12 @@
 //! size, with the gain inside and outside.
 
 use neuroconv_format::Tensor;
-use neuroconv_quant::{dequantize, quantize};
+use neuroconv_quant::{QuantizeSpec, dequantize, quantize};
 use neuroconv_recipes::{FoldNorms, Recipe, Rewrites, TensorId};
 use neuroconv_runtime::{Checkpoint, WeightSource};
 
 use crate::Error;
-use crate::plan::{PackedPlan, Plan, plan};
+use crate::plan::{Plan, plan};
 
 /// The norms of `source` whose gains `recipe` should fold into matrices, because these lose less
 /// when they are packed and every group is rounded by itself.
@@ -44,26 +44,77 @@ fn losses(source: &Checkpoint, plan: &Plan, norm: TensorId) -> Result<(f64, f64)
             continue;
         };
         let w_nk = dequantize(&source.tensor(tensor.id)?);
-        let scaled = |values: &[f32]| -> Vec<f32> {
-            let rows = values.chunks(gain.len());
-            rows.flat_map(|row| row.iter().zip(&gain).map(|(w, g)| w * g))
-                .collect()
+        let failed = |source| Error::Quantize {
+            tensor: tensor.id,
+            source,
         };
-        let folded = scaled(&w_nk);
-        inside += squares(&folded, &rounded(tensor.id, packed, &folded)?);
-        outside += squares(&folded, &scaled(&rounded(tensor.id, packed, &w_nk)?));
+        let both = losses_of(&w_nk, &gain, &packed.spec).map_err(failed)?;
+        inside += both.0;
+        outside += both.1;
     }
     Ok((inside, outside))
 }
 
-fn rounded(tensor: TensorId, packed: &PackedPlan, w_nk: &[f32]) -> Result<Vec<f32>, Error> {
-    let (rows, cols) = (packed.layout.rows(), packed.layout.cols());
-    let rounded = quantize(w_nk, rows, cols, &packed.spec, None);
-    let (codes, _) = rounded.map_err(|source| Error::Quantize { tensor, source })?;
-    Ok(dequantize(&Tensor::Packed(codes)))
+/// The same of one matrix `[rows, gains]`.
+fn losses_of(
+    w_nk: &[f32],
+    gain: &[f32],
+    spec: &QuantizeSpec,
+) -> Result<(f64, f64), neuroconv_quant::Error> {
+    let scaled = |values: &[f32]| -> Vec<f32> {
+        let rows = values.chunks(gain.len());
+        rows.flat_map(|row| row.iter().zip(gain).map(|(w, g)| w * g))
+            .collect()
+    };
+    let rounded = |values: &[f32]| -> Result<Vec<f32>, neuroconv_quant::Error> {
+        let rows = values.len() / gain.len();
+        let (codes, _) = quantize(values, rows, gain.len(), spec, None)?;
+        Ok(dequantize(&Tensor::Packed(codes)))
+    };
+    let folded = scaled(w_nk);
+    let inside = squares(&folded, &rounded(&folded)?);
+    let outside = squares(&folded, &scaled(&rounded(w_nk)?));
+    Ok((inside, outside))
 }
 
 fn squares(a: &[f32], b: &[f32]) -> f64 {
     let off = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
     a.iter().zip(b).map(off).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use neuroconv_quant::Levels;
+
+    use super::*;
+
+    /// Values of one size, and gains that differ hundredfold.
+    fn planted() -> (Vec<f32>, Vec<f32>) {
+        let value = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        let even_nk: Vec<f32> = (0..32 * 256).map(value).collect();
+        let gain: Vec<f32> = (0..256)
+            .map(|i| if i % 7 == 0 { 10.0 } else { 0.1 })
+            .collect();
+        (even_nk, gain)
+    }
+
+    #[test]
+    fn a_gain_goes_inside_where_that_makes_columns_alike_and_only_there() {
+        let (even_nk, gain) = planted();
+        let undone_nk: Vec<f32> = even_nk
+            .chunks(gain.len())
+            .flat_map(|row| row.iter().zip(&gain).map(|(w, g)| w / g))
+            .collect();
+        for levels in [Levels::Ternary, Levels::Int4, Levels::Int8] {
+            let spec = QuantizeSpec::new(levels, 128);
+            let (inside, outside) = losses_of(&undone_nk, &gain, &spec).unwrap();
+            assert!(inside < outside, "{levels:?}: {inside} {outside}");
+        }
+        // Three levels round the columns of small gains to zero either way.
+        for levels in [Levels::Int4, Levels::Int8] {
+            let spec = QuantizeSpec::new(levels, 128);
+            let (inside, outside) = losses_of(&even_nk, &gain, &spec).unwrap();
+            assert!(inside > outside, "{levels:?}: {inside} {outside}");
+        }
+    }
 }
