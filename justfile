@@ -52,7 +52,7 @@ size:
 # of docs/quality.md. The rows of llama.cpp belong to one model: another needs a CSV of its own.
 front model calib text:
     cargo build --release
-    for bits in 2.5 2.75 3 3.5 4 4.5 5 5.5 6 6.5 7 7.5 8.1; do \
+    for bits in 2.5 3 3.5 4.5 5 6 7 8.1; do \
         target/release/neuroconv int4 "{{model}}" --target-bpw $bits --calib "{{calib}}" --text "{{text}}" --ctx 256 \
             --max-eval-tokens 40960 --all-tokens --allow-quality-loss --smoke off --overwrite \
             --report-dir target/front/$bits -o target/front/$bits/artifact >/dev/null || exit 1; \

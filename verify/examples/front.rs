@@ -146,16 +146,35 @@ fn draw(ours: &[Point], others: &[Point]) -> Result<String, Box<dyn Error>> {
             y(p)
         )?;
     }
+    let mut labels: Vec<(f64, f64)> = Vec::new();
     for p in others {
         let (x, y) = (x(p), y(p));
+        // Where labels would meet, the next goes to the left, below or above.
+        let near = |at: (f64, f64)| {
+            let mut others = labels.iter();
+            others.any(|l| (l.0 - at.0).abs() < 85.0 && (l.1 - at.1).abs() < 9.0)
+        };
+        let sides = [
+            (8.0, 4.0, "start"),
+            (-8.0, 4.0, "end"),
+            (8.0, 16.0, "start"),
+            (8.0, -8.0, "start"),
+        ];
+        let side = sides.into_iter().find(|(dx, dy, anchor)| {
+            let left = if *anchor == "end" { 85.0 } else { 0.0 };
+            !near((x + dx - left, y + dy))
+        });
+        let (dx, dy, anchor) = side.unwrap_or(sides[0]);
+        let left = if anchor == "end" { 85.0 } else { 0.0 };
+        labels.push((x + dx - left, y + dy));
         writeln!(
             svg,
             "<path d=\"M{:.1} {:.1}l8 8m0 -8l-8 8\" stroke=\"#b30\" stroke-width=\"2\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#b30\">{}</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" fill=\"#b30\">{}</text>",
             x - 4.0,
             y - 4.0,
-            x + 8.0,
-            y + 4.0,
+            x + dx,
+            y + dy,
             p.name
         )?;
     }
