@@ -146,38 +146,43 @@ fn draw(ours: &[Point], others: &[Point]) -> Result<String, Box<dyn Error>> {
             y(p)
         )?;
     }
+    let marks: Vec<(f64, f64, &str)> = others.iter().map(|p| (x(p), y(p), &*p.name)).collect();
+    crosses(&mut svg, &marks)?;
+    writeln!(svg, "</svg>")?;
+    Ok(svg)
+}
+
+/// A cross with its name for each mark; where names would meet, the next goes to the left, below or
+/// above.
+fn crosses(svg: &mut String, marks: &[(f64, f64, &str)]) -> std::fmt::Result {
     let mut labels: Vec<(f64, f64)> = Vec::new();
-    for p in others {
-        let (x, y) = (x(p), y(p));
-        // Where labels would meet, the next goes to the left, below or above.
-        let near = |at: (f64, f64)| {
-            let mut others = labels.iter();
-            others.any(|l| (l.0 - at.0).abs() < 85.0 && (l.1 - at.1).abs() < 9.0)
-        };
+    for &(x, y, name) in marks {
         let sides = [
             (8.0, 4.0, "start"),
             (-8.0, 4.0, "end"),
             (8.0, 16.0, "start"),
             (8.0, -8.0, "start"),
         ];
-        let side = sides.into_iter().find(|(dx, dy, anchor)| {
-            let left = if *anchor == "end" { 85.0 } else { 0.0 };
-            !near((x + dx - left, y + dy))
-        });
-        let (dx, dy, anchor) = side.unwrap_or(sides[0]);
-        let left = if anchor == "end" { 85.0 } else { 0.0 };
-        labels.push((x + dx - left, y + dy));
+        let begin = |(dx, dy, anchor): (f64, f64, &str)| {
+            let left = if anchor == "end" { 85.0 } else { 0.0 };
+            (x + dx - left, y + dy)
+        };
+        let meets = |at: (f64, f64)| {
+            let mut others = labels.iter();
+            others.any(|l| (l.0 - at.0).abs() < 85.0 && (l.1 - at.1).abs() < 9.0)
+        };
+        let free = sides.into_iter().find(|side| !meets(begin(*side)));
+        let (dx, dy, anchor) = free.unwrap_or(sides[0]);
+        labels.push(begin((dx, dy, anchor)));
         writeln!(
             svg,
             "<path d=\"M{:.1} {:.1}l8 8m0 -8l-8 8\" stroke=\"#b30\" stroke-width=\"2\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" fill=\"#b30\">{}</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" fill=\"#b30\">{name}</text>",
             x - 4.0,
             y - 4.0,
             x + dx,
             y + dy,
-            p.name
         )?;
     }
-    writeln!(svg, "</svg>")?;
-    Ok(svg)
+    Ok(())
 }
