@@ -98,6 +98,7 @@ fn convert(error: &ConvertError) -> Failure {
         ConvertError::Recipe(e) => recipe(e),
         ConvertError::Io(e) => io(e),
         ConvertError::OutputName { .. }
+        | ConvertError::RewrittenAttention { .. }
         | ConvertError::Importance(ImportanceError::Contradiction { .. }) => Exit::Usage,
         ConvertError::File { .. }
         | ConvertError::OutputExists { .. }

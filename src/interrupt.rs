@@ -27,7 +27,7 @@ pub(crate) fn watch_resumable() {
 pub(crate) fn resume_hint() -> String {
     let command: Vec<String> = std::env::args().collect();
     format!(
-        "what is finished is kept; the same command goes on from there:\n  {}",
+        "the same command takes over what is finished:\n  {}",
         command.join(" ")
     )
 }

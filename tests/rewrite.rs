@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::place::{MEASURE, Place, assert_code, model, stdout};
+use crate::place::{MEASURE, Place, assert_code, model, stderr, stdout};
 
 fn manifest(place: &Place) -> Value {
     let json = fs_err::read(place.path("out/neuroconv/manifest.json")).unwrap();
@@ -59,4 +59,16 @@ fn norms_that_a_recipe_names_are_folded_and_listed() {
 fn norms_stay_where_codes_do_not_gain() {
     let place = packed(&["--fold-norms"]);
     assert_eq!(manifest(&place)["rewrites"], Value::Null);
+}
+
+#[test]
+fn attention_is_not_converted_and_rewritten_at_once() {
+    let place = Place::new();
+    let recipe =
+        "name = \"both\"\nextends = \"int8\"\n[mla]\nrank = 32\n[rewrite]\nrotate = true\n";
+    fs_err::write(place.path("both.toml"), recipe).unwrap();
+    let output = place.run(&["run", "both.toml", model().to_str().unwrap(), "-o", "out"]);
+    assert_code(&output, 2);
+    assert!(stderr(&output).contains("both converts attention and rewrites"));
+    assert_eq!(place.names(), ["both.toml"]);
 }
