@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use neuroconv_convert::allocate::{Allocation, Allocator, Measured, Options, measure};
-use neuroconv_format::Tensor;
 use neuroconv_recipes::{ModelSpec, Packed, PackedKind, Recipe, TensorId};
 use neuroconv_runtime::{Checkpoint, Head, Progress, WeightSource};
 use neuroconv_verify::Verdict;
@@ -135,15 +134,7 @@ impl Undivided<'_> {
         self.progress.start("loss by matrix", count, "matrices");
         let mut found = BTreeMap::new();
         for probe in &measured.probes {
-            let own = probe.table.as_ref().map(|table| {
-                let model = OneTable {
-                    base: source,
-                    id: probe.id,
-                    table,
-                };
-                Head::load(&model)
-            });
-            let own = own.transpose()?;
+            let own = probe.head(source)?;
             let streams = if probe.streams.is_empty() {
                 &measured.streams
             } else {
@@ -164,9 +155,9 @@ impl Undivided<'_> {
         let points = front.apart(CLOSE);
         let scratch = pipeline::scratch(self.output)?;
         // Indices: everything up to `refused` fails, `passing` passes.
-        let (mut refused, mut passing) = (None, points.len() - 1);
+        let (mut refused, mut passing) = (None::<usize>, points.len() - 1);
         let mut next = front.guess(&points);
-        while refused.map_or(0, |at: usize| at + 1) < passing || next == passing {
+        loop {
             let recipe = front.recipe(points[next]);
             if self.passes(&recipe, &scratch.path().join(format!("trial-{next}")))? {
                 passing = next;
@@ -324,27 +315,6 @@ impl Front<'_> {
             bits_per_weight: bytes as f64 * 8.0 / self.source.spec().parameters() as f64,
             expected_kld: allocation.loss,
             packings,
-        }
-    }
-}
-
-/// A model with another table of the vocabulary.
-struct OneTable<'a> {
-    base: &'a dyn WeightSource,
-    id: TensorId,
-    table: &'a Tensor,
-}
-
-impl WeightSource for OneTable<'_> {
-    fn spec(&self) -> &ModelSpec {
-        self.base.spec()
-    }
-
-    fn tensor(&self, id: TensorId) -> Result<Tensor, neuroconv_runtime::Error> {
-        if id == self.id {
-            Ok(self.table.clone())
-        } else {
-            self.base.tensor(id)
         }
     }
 }

@@ -12,7 +12,7 @@ use neuroconv_format::Tensor;
 use neuroconv_quant::gptq::InputMetric;
 use neuroconv_quant::{dequantize, quantize};
 use neuroconv_recipes::{Packed, Recipe, Role, Scheme, TensorId};
-use neuroconv_runtime::{Checkpoint, OneLayer, Progress, WeightSource, embed};
+use neuroconv_runtime::{Checkpoint, Head, OneLayer, Progress, WeightSource, embed};
 use rayon::prelude::*;
 
 use super::options::Options;
@@ -44,9 +44,21 @@ pub struct Probe {
     /// The matrix.
     pub id: TensorId,
     /// The rounded table, where it is one of the vocabulary.
-    pub table: Option<Tensor>,
+    table: Option<Tensor>,
     /// The residual streams after the last layer; empty where they are those of the source.
     pub streams: Vec<Vec<f32>>,
+}
+
+impl Probe {
+    /// The end of the model, with the table that is rounded; `None` where it is that of `source`.
+    pub fn head(&self, source: &dyn WeightSource) -> Result<Option<Head>, Error> {
+        let Some(table) = &self.table else {
+            return Ok(None);
+        };
+        let mut model = Partly::new(source);
+        model.insert(self.id, table.clone());
+        Ok(Some(Head::load(&model)?))
+    }
 }
 
 /// What each way to store a matrix does to it.
