@@ -7,7 +7,7 @@
 pub mod arch;
 mod config;
 pub mod error;
-mod gguf;
+pub mod gguf;
 pub mod latent;
 mod pseudo;
 pub mod recipe;
@@ -23,6 +23,7 @@ mod workspace;
 
 pub use arch::{ArchSpec, architecture, architectures};
 pub use error::Error;
+pub use gguf::GgufRules;
 pub use latent::{LatentSpec, MlaEncoder, MlaSpec};
 pub use pseudo::pseudo_code;
 pub use recipe::{

@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
+use crate::gguf::GgufRules;
 use crate::role::{Role, TensorId};
 use crate::spec::QkNorm;
 use crate::suggest::{near, shown};
@@ -45,6 +46,7 @@ pub struct ArchSpec {
     pub(crate) block: BlockRules,
     tensors: BTreeMap<Role, String>,
     ignored: Ignored,
+    gguf: Option<GgufRules>,
 }
 
 /// The text of a file as it stands.
@@ -58,6 +60,7 @@ struct ArchFile {
     block: BlockRules,
     tensors: BTreeMap<String, String>,
     ignore: Ignored,
+    gguf: Option<GgufRules>,
 }
 
 /// Names that are dropped on purpose.
@@ -80,6 +83,7 @@ impl TryFrom<ArchFile> for ArchSpec {
             block,
             tensors,
             ignore: ignored,
+            gguf,
         } = file;
         let tensors: BTreeMap<Role, String> = tensors
             .into_iter()
@@ -93,6 +97,7 @@ impl TryFrom<ArchFile> for ArchSpec {
             block,
             tensors,
             ignored,
+            gguf,
         };
         let mapped: BTreeSet<Role> = arch.tensors.keys().copied().collect();
         let possible: BTreeSet<Role> = Role::ALL
@@ -160,6 +165,11 @@ impl ArchSpec {
                 role,
             })
         })
+    }
+
+    /// How GGUF files write such models, if they do.
+    pub fn gguf(&self) -> Option<&GgufRules> {
+        self.gguf.as_ref()
     }
 
     /// Why a tensor of this name is dropped, if it is.

@@ -1,6 +1,12 @@
-//! What llama.cpp calls the tensors that roles name.
+//! How llama.cpp's files write down a model: names of tensors here, keys in [`keys`], order of rows
+//! in [`rows`]; what differs between families stands in the `[gguf]` table of their files.
 //!
-//! Owns the table of names. A role without one has no counterpart of the same shape there.
+//! A role without a name has no counterpart of the same shape there.
+
+pub mod keys;
+mod rows;
+
+pub use rows::{GgufRules, gathered};
 
 use crate::role::{Role, TensorId};
 
