@@ -90,6 +90,8 @@ pub enum GgufError {
     Trailing { expected: u64, found: u64 },
     #[error("tensor `{tensor}`: expected elements of type F32, found {found}")]
     NotF32 { tensor: String, found: GgmlType },
+    #[error("tensor `{tensor}`: elements of type {found} are not read")]
+    NotRead { tensor: String, found: GgmlType },
     #[error("`general.type` is {found}, expected `imatrix`")]
     NotImatrix { found: String },
     #[error("tensor `{tensor}` is missing")]
@@ -121,9 +123,13 @@ impl GgufError {
             GgufError::BigEndian | GgufError::Version { .. } => {
                 "write the file again with a current version of the tool that made it"
             }
-            GgufError::Magic | GgufError::NotImatrix { .. } | GgufError::NoImportance => {
+            GgufError::NotRead { .. } => {
+                "read are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, TQ1_0 and TQ2_0"
+            }
+            GgufError::NotImatrix { .. } | GgufError::NoImportance => {
                 "an importance matrix is what `llama-imatrix` writes with `--output-format gguf`"
             }
+            GgufError::Magic => "a GGUF file was expected: a model, or importance matrices",
             _ => "the file is damaged or not what it claims to be; make it or download it again",
         };
         Some(hint.to_owned())

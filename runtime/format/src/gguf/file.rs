@@ -13,6 +13,7 @@ use super::metadata::Metadata;
 use crate::error::Error;
 use crate::files::{io_error, open_regular, read_at};
 use crate::sniff::{Disguise, SNIFF_BYTES};
+use crate::tensor::DenseTensor;
 
 /// A GGUF file whose header is valid and whose tensors tile its data.
 #[derive(Debug)]
@@ -69,6 +70,27 @@ impl GgufFile {
         let bytes = self.read(info)?;
         let (chunks, _) = bytes.as_chunks();
         Ok(chunks.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    /// The tensor `info` of this file: plain elements as they are stored, blocks decoded to single
+    /// precision. Values may be other than finite.
+    pub fn read_dense(&self, info: &GgufTensor) -> Result<DenseTensor, Error> {
+        let dtype = info.kind.dense().ok_or_else(|| {
+            self.refuse(GgufError::NotRead {
+                tensor: crate::error::shown(&info.name),
+                found: info.kind,
+            })
+        })?;
+        let bytes = self.read(info)?;
+        let bytes = match info.kind.decode(&bytes) {
+            Some(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            None => bytes,
+        };
+        Ok(DenseTensor {
+            dtype,
+            shape: info.shape.clone(),
+            bytes: bytes.into(),
+        })
     }
 
     /// The same error with the path.

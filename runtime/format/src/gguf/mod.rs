@@ -4,6 +4,7 @@
 //! the importance matrices of [`imatrix`]. Little-endian versions 2 and 3 are read, 3 is written.
 //! Nothing is allocated for a declared count that the file is too short for.
 
+mod blocks;
 mod cursor;
 mod error;
 mod file;

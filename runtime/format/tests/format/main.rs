@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod artifact;
+mod blocks;
 mod build;
 mod checkpoint;
 mod coverage;
