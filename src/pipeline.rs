@@ -264,13 +264,11 @@ fn rewrites(manifest: &Manifest) -> anyhow::Result<Rewrites> {
 
 /// Tokenizer, templates and licence are to be those of the source, byte for byte.
 fn side_files(what: &Examined<'_>) -> anyhow::Result<Check> {
-    let source = what.base.files();
     let mut different = Vec::new();
-    for path in source.side_files()? {
-        let name = path.strip_prefix(source.path()).unwrap_or(&path);
-        let copy = what.folder.join(name);
-        if !copy.is_file() || fs_err::read(&path)? != fs_err::read(&copy)? {
-            different.push(name.display().to_string());
+    for file in what.base.files().side_files()? {
+        let copy = what.folder.join(&file.name);
+        if !copy.is_file() || file.read()? != fs_err::read(&copy)? {
+            different.push(file.name.display().to_string());
         }
     }
     Ok(Check {

@@ -40,13 +40,14 @@ pub fn execute(
 ) -> Result<StagedArtifact, Error> {
     let total = plan.tensors.len();
     let files = source.files();
-    let hashes = SourceFiles::hash(files.path(), folder::source_files(files)?, progress, cancel)?
-        .ok_or(Error::Interrupted {
-        staging: None,
-        done: 0,
-        total,
-        unit: "tensors",
-    })?;
+    let hashes = SourceFiles::hash(files.folder(), files.all_files()?, progress, cancel)?.ok_or(
+        Error::Interrupted {
+            staging: None,
+            done: 0,
+            total,
+            unit: "tensors",
+        },
+    )?;
     let manifest = folder::manifest(plan, &hashes);
     let (work, notes) = staging.enter(&JobId::of(&manifest))?;
     let run = Run {

@@ -3,22 +3,20 @@
 //! Owns their contents. Nothing here depends on time, machine, user or absolute paths.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::path::Path;
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
+use neuroconv_format::ActivationBits;
 use neuroconv_format::manifest::{
     self, Manifest, PartRecord, RecipeRecord, RewriteRecord, SizeRecord, SourceRecord,
     TensorRecord, ToolRecord, VerdictRecord, VerdictStatus,
 };
-use neuroconv_format::{ActivationBits, CheckpointFiles};
-use neuroconv_runtime::Quiet;
+use neuroconv_runtime::{ModelFiles, SideContent, SideFile};
 use rustix::fs::OFlags;
 
 use crate::Error;
-use crate::job::{SourceFiles, hash_file, relative, sha256};
+use crate::job::{SourceFiles, sha256};
 use crate::journal::{Record, Stats};
 use crate::ours;
 use crate::plan::Plan;
@@ -26,48 +24,40 @@ use crate::plan::Plan;
 /// The key that keeps loaders of plain weights from misreading an artifact.
 const CONFIG_KEY: &str = "quantization_config";
 
-/// The source files an artifact depends on: configuration, weights and what is copied.
-pub(crate) fn source_files(files: &CheckpointFiles) -> Result<Vec<PathBuf>, Error> {
-    let mut paths = files.weight_files();
-    if paths
-        .iter()
-        .all(|path| path.file_name() != Some(OsStr::new(ours::WEIGHTS)))
-    {
-        paths.push(files.path().join("model.safetensors.index.json"));
-    }
-    paths.push(files.path().join("config.json"));
-    paths.extend(files.side_files()?);
-    Ok(paths)
-}
-
 /// Writes everything but weights and manifest into `artifact`.
 pub(crate) fn write_side(
     plan: &Plan,
-    source: &CheckpointFiles,
+    source: &ModelFiles,
     hashes: &SourceFiles,
     artifact: &Path,
 ) -> Result<(), Error> {
-    for path in source.side_files()? {
-        let copy = artifact.join(relative(source.path(), &path));
+    for file in source.side_files()? {
+        let copy = artifact.join(&file.name);
         if let Some(folder) = copy.parent() {
             fs_err::create_dir_all(folder)?;
         }
-        let mut to = create(&copy)?;
-        std::io::copy(&mut fs_err::File::open(&path)?, &mut to)?;
-        let copied = hash_file(&copy, &Quiet, &AtomicBool::new(false))?;
-        if copied.map(|(sha256, _)| sha256).as_deref() != hashes.sha256_of(&path) {
-            return Err(Error::SourceChanged { path });
-        }
+        write(&copy, &unchanged(&file, hashes)?)?;
     }
-    let path = source.path().join("config.json");
-    let config = fs_err::read_to_string(&path)?;
-    if Some(sha256(config.as_bytes()).as_str()) != hashes.sha256_of(&path) {
-        return Err(Error::SourceChanged { path });
-    }
-    let marked = mark_config(&config).ok_or(Error::ConfigNotObject { path })?;
+    let config = unchanged(&source.config_file()?, hashes)?;
+    let marked = std::str::from_utf8(&config).ok().and_then(mark_config);
+    let marked = marked.ok_or_else(|| Error::ConfigNotObject {
+        path: source.path().to_owned(),
+    })?;
     write(&artifact.join("config.json"), marked.as_bytes())?;
     fs_err::create_dir_all(artifact.join(ours::FOLDER))?;
     write(&artifact.join(ours::RECIPE), plan.recipe_toml.as_bytes())
+}
+
+/// The bytes of a file that travels with the model, if it is still what was hashed. What is made from a
+/// hashed file needs no hash of its own.
+fn unchanged(file: &SideFile, hashes: &SourceFiles) -> Result<Vec<u8>, Error> {
+    let bytes = file.read()?;
+    match &file.content {
+        SideContent::Stored(path) if Some(sha256(&bytes).as_str()) != hashes.sha256_of(path) => {
+            Err(Error::SourceChanged { path: path.clone() })
+        }
+        SideContent::Stored(_) | SideContent::Made(_) => Ok(bytes),
+    }
 }
 
 /// The text of `config.json` with [`CONFIG_KEY`] as last key and every other byte as it was:

@@ -15,21 +15,27 @@ pub(crate) struct SourceName {
 }
 
 impl SourceName {
-    pub(crate) fn of(dir: &Path) -> Self {
-        let full = if dir.file_name().is_none() {
-            fs_err::canonicalize(dir).ok()
+    /// The name of the folder `path`, or of the file without its ending.
+    pub(crate) fn of(path: &Path) -> Self {
+        let full = if path.file_name().is_none() {
+            fs_err::canonicalize(path).ok()
         } else {
             None
         };
-        let dir = full.as_deref().unwrap_or(dir);
-        SourceName::of_snapshot(dir).unwrap_or_else(|| SourceName {
-            id: dir
-                .file_name()
-                .unwrap_or(dir.as_os_str())
+        let path = full.as_deref().unwrap_or(path);
+        let (dir, name) = if path.is_file() {
+            (path.parent(), path.file_stem())
+        } else {
+            (Some(path), path.file_name())
+        };
+        let own = || SourceName {
+            id: name
+                .unwrap_or(path.as_os_str())
                 .to_string_lossy()
                 .into_owned(),
             commit: None,
-        })
+        };
+        dir.and_then(SourceName::of_snapshot).unwrap_or_else(own)
     }
 
     /// The repository and commit of a folder in the hub's cache.
@@ -79,6 +85,19 @@ mod tests {
             let (id, commit) = of(path);
             assert_eq!(id, name, "{path}");
             assert_eq!(commit, None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_called_by_its_name_or_its_repository() {
+        let root = tempfile::tempdir().unwrap();
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let snapshot = root.path().join("models--org--name/snapshots").join(commit);
+        fs_err::create_dir_all(&snapshot).unwrap();
+        for (dir, name) in [(root.path(), "a.v1"), (snapshot.as_path(), "org/name")] {
+            let path = dir.join("a.v1.gguf");
+            fs_err::write(&path, "").unwrap();
+            assert_eq!(SourceName::of(&path).id, name);
         }
     }
 }

@@ -11,7 +11,6 @@ use neuroconv_runtime::Checkpoint;
 use serde_json::Value;
 
 use crate::Error;
-use crate::job::relative;
 
 /// Keys of a configuration that count layers.
 const COUNTS: [&str; 2] = ["num_hidden_layers", "n_layer"];
@@ -23,12 +22,12 @@ const LISTS: [&str; 2] = ["layer_types", "no_rope_layers"];
 pub fn first_layers(source: &Checkpoint, layers: usize, dir: &Path) -> Result<(), Error> {
     let files = source.files();
     fs_err::create_dir_all(dir)?;
-    for path in files.side_files()? {
-        let copy = dir.join(relative(files.path(), &path));
+    for file in files.side_files()? {
+        let copy = dir.join(&file.name);
         if let Some(folder) = copy.parent() {
             fs_err::create_dir_all(folder)?;
         }
-        fs_err::copy(path, copy)?;
+        fs_err::write(copy, file.read()?)?;
     }
     let mut config = files.config().clone();
     for key in COUNTS {

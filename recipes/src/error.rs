@@ -52,8 +52,10 @@ pub enum Error {
         found: String,
     },
     /// A setting that changes the arithmetic in a way the runtime does not have.
-    #[error("config.json: `{key}` is `{found}`, supported is only {supported}")]
+    #[error("{file}: `{key}` is `{found}`, supported is only {supported}")]
     Unsupported {
+        /// Name of the file.
+        file: &'static str,
         /// Path of the key.
         key: String,
         /// What stands there.

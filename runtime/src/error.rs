@@ -29,8 +29,8 @@ pub enum Error {
         /// The neighbour with the most similar name.
         near: Option<String>,
     },
-    /// The path is a file where a folder is needed.
-    #[error("`{path}` is a file, not a model folder")]
+    /// The path is a file, and no GGUF file.
+    #[error("`{path}` is neither a model folder nor a GGUF file")]
     NotAFolder {
         /// What was asked for.
         path: PathBuf,
@@ -42,6 +42,32 @@ pub enum Error {
         path: PathBuf,
         /// A folder inside it that does hold one.
         inside: Option<String>,
+    },
+    /// A model that was split into several GGUF files.
+    #[error("`{path}` is one of {files} files of a split model, which are not read")]
+    SplitGguf {
+        /// The file.
+        path: PathBuf,
+        /// How many there are.
+        files: u64,
+    },
+    /// A model's files have no such tensor.
+    #[error("`{path}` has no tensor `{tensor}`")]
+    NoSuchTensor {
+        /// The file.
+        path: PathBuf,
+        /// The name asked for.
+        tensor: String,
+    },
+    /// The tokenizer of a GGUF file cannot be written as a `tokenizer.json`.
+    #[error("`{path}`: metadata `{key}`: {problem}")]
+    GgufTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong with its value.
+        problem: String,
     },
     /// The model description in a manifest cannot be read.
     #[error("`{path}`: the model description is not valid: {detail}")]
@@ -212,19 +238,22 @@ impl Error {
                 Some("safetensors" | "json") => {
                     "give the folder that holds the file and its `config.json`".to_owned()
                 }
-                Some("gguf" | "bin" | "pt" | "pth") => {
-                    "only Hugging Face folders with safetensors weights are read".to_owned()
+                Some("bin" | "pt" | "pth") => {
+                    "only safetensors and GGUF weights are read".to_owned()
                 }
-                _ => "give a folder with `config.json` and safetensors weights".to_owned(),
+                _ => "give a folder with `config.json` and safetensors weights, or a `.gguf` file".to_owned(),
             }),
             Error::NoModel {
                 inside: Some(inside),
                 ..
             } => Some(format!("did you mean the folder `{inside}` inside it?")),
             Error::NoModel { .. } => Some(
-                "a model is a folder with `config.json` and safetensors weights, or an artifact"
+                "a model is a folder with `config.json` and safetensors weights, a GGUF file, or an artifact"
                     .to_owned(),
             ),
+            Error::SplitGguf { .. } => {
+                Some("join them with `llama-gguf-split --merge`, then give the result".to_owned())
+            }
             Error::ModelSpec { .. } | Error::Shape { .. } | Error::ExtraTensor { .. } => {
                 Some("convert the model again, this copy is damaged or foreign".to_owned())
             }

@@ -40,6 +40,10 @@ pub use layers::{Head, OneLayer, embed};
 pub use plane::KvCodec;
 pub use progress::{Progress, Quiet};
 pub use sample::{Sampler, SamplerConfig};
-pub use source::{Checkpoint, PackedModel, Rewritten, Source, open_source, open_source_unchecked};
+pub use side::SideFiles;
+pub use source::{
+    Checkpoint, ModelFiles, PackedModel, Rewritten, SideContent, SideFile, Source, open_source,
+    open_source_unchecked,
+};
 pub use tokenizer::{TextStream, TextTokenizer};
 pub use weights::WeightSource;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use neuroconv_convert::{Plan, Survey};
 use neuroconv_format::gguf::Imatrix;
 use neuroconv_recipes::{Auto, FoldNorms, Limits, Recipe};
-use neuroconv_runtime::{Checkpoint, Progress, TextTokenizer, WeightSource};
+use neuroconv_runtime::{Checkpoint, Progress, WeightSource};
 use neuroconv_verify::Verdict;
 use neuroconv_verify::report::AllocationRecord;
 
@@ -165,7 +165,7 @@ fn convert(
         Some(output) => output.clone(),
         None => default_output(model, &recipe.name)?,
     };
-    let tokenizer = TextTokenizer::open(source.files().path())?;
+    let tokenizer = source.tokenizer()?;
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let tokenizer = &measurement.tokenizer;
     let calibration = if recipe.learns() || learning.size.is_some() {
@@ -358,10 +358,11 @@ fn described(plan: &Plan) -> String {
 /// `MODEL-RECIPE` in the current folder.
 fn default_output(model: &Path, recipe: &str) -> anyhow::Result<PathBuf> {
     let model = fs_err::canonicalize(model)?;
-    let name = model
-        .file_name()
-        .unwrap_or(model.as_os_str())
-        .to_string_lossy()
-        .into_owned();
+    let name = if model.is_file() {
+        model.file_stem()
+    } else {
+        model.file_name()
+    };
+    let name = name.unwrap_or(model.as_os_str()).to_string_lossy();
     Ok(PathBuf::from(format!("{name}-{recipe}")))
 }

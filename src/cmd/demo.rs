@@ -56,7 +56,7 @@ pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
         dir
     };
     let source = plan::checkpoint(&model)?;
-    let tokenizer = TextTokenizer::open(source.files().path())?;
+    let tokenizer = source.tokenizer()?;
     let measurement = measurement(args, built_in, &source, tokenizer)?;
     let tokenizer = &measurement.tokenizer;
     let out = args

@@ -85,8 +85,7 @@ fn compare(a: &Source, b: &Source, ui: Ui) -> anyhow::Result<Difference> {
     progress.finish();
     let (only_in_a, only_in_b) = (only(&in_a, &in_b), only(&in_b, &in_a));
     let spec = spec_lines(a, b)?;
-    let tokenizer_equal = fs_err::read(a.tokenizer_dir().join("tokenizer.json"))?
-        == fs_err::read(b.tokenizer_dir().join("tokenizer.json"))?;
+    let tokenizer_equal = a.side()?.tokenizer()? == b.side()?.tokenizer()?;
     let equal = spec.is_empty()
         && only_in_a.is_empty()
         && only_in_b.is_empty()

@@ -1,6 +1,6 @@
 //! `neuroconv eval`: the perplexity of any model on a text.
 
-use neuroconv_runtime::{TextTokenizer, WeightSource};
+use neuroconv_runtime::WeightSource;
 use neuroconv_verify::{Evaluation, ReferenceScorer, RuntimeScorer, Scorer};
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ struct Row<'a> {
 
 pub(crate) fn run(args: &EvalArgs, ui: Ui) -> anyhow::Result<Exit> {
     let source = super::open(&args.model)?;
-    let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
+    let tokenizer = source.tokenizer()?;
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let scorer: Box<dyn Scorer + '_> = if args.reference {
         Box::new(ReferenceScorer::new(&source)?)

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::Context;
-use neuroconv_runtime::{Decoder, Sampler, SamplerConfig, Source, Stop, TextTokenizer};
+use neuroconv_runtime::{Decoder, Sampler, SamplerConfig, Source, Stop};
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &GenerateArgs, seed: u64, ui: Ui) -> anyhow::Result<Exit
 }
 
 fn generate(args: &GenerateArgs, source: &Source, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
-    let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
+    let tokenizer = source.tokenizer()?;
     let decoder = Decoder::load(source)?.with_kv(args.kv.into());
     let prompt = prompt(args)?;
     let ids = if args.chat {
@@ -49,7 +49,7 @@ fn generate(args: &GenerateArgs, source: &Source, seed: u64, ui: Ui) -> anyhow::
             messages.push(("system", system.as_str()));
         }
         messages.push(("user", prompt.as_str()));
-        let text = neuroconv_runtime::chat_prompt(source.tokenizer_dir(), &messages, true)?;
+        let text = neuroconv_runtime::chat_prompt(&source.side()?, &messages, true)?;
         tokenizer.encode_plain(&text)?
     } else {
         tokenizer.encode_prompt(&prompt)?

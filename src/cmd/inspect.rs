@@ -5,7 +5,7 @@ use std::path::Path;
 
 use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_recipes::{Mixer, ModelSpec, QkNorm};
-use neuroconv_runtime::{PackedModel, Source, TextTokenizer, WeightSource};
+use neuroconv_runtime::{PackedModel, Source, WeightSource};
 use serde::Serialize;
 
 use crate::args::InspectArgs;
@@ -86,7 +86,7 @@ struct Inspected<'a> {
 
 fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
     let source = super::open(path)?;
-    let tokenizer = TextTokenizer::open(source.tokenizer_dir())?;
+    let tokenizer = source.tokenizer()?;
     let spec = source.spec();
     let (kind, weights_bytes, warnings, manifest) = match &source {
         Source::Checkpoint(c) => {

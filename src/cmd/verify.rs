@@ -2,7 +2,7 @@
 
 use neuroconv_format::Validate;
 use neuroconv_recipes::Recipe;
-use neuroconv_runtime::{Checkpoint, PackedModel, TextTokenizer, WeightSource};
+use neuroconv_runtime::{Checkpoint, PackedModel, WeightSource};
 use neuroconv_verify::report::Report;
 
 use super::{convert, outcome, plan};
@@ -46,7 +46,7 @@ impl Opened {
     }
 
     pub(crate) fn examine(&self, args: &VerifyArgs, ui: Ui) -> anyhow::Result<Examination> {
-        let tokenizer = TextTokenizer::open(self.base.files().path())?;
+        let tokenizer = self.base.tokenizer()?;
         let measurement = corpus::measurement(&args.measure, self.base.spec(), tokenizer)?;
         let allow = args.limits.allow_quality_loss;
         let mut options = pipeline::options(&measurement, &self.recipe.limits, &args.judge, allow);

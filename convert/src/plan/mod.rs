@@ -243,8 +243,8 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
     let weights_bytes = layout.file_size();
     let params = resolved.spec.parameters();
     let mut side_bytes = 0;
-    for path in files.side_files()? {
-        side_bytes += fs_err::metadata(path)?.len();
+    for file in files.side_files()? {
+        side_bytes += file.size()?;
     }
     let name = SourceName::of(files.path());
     Ok(Plan {

@@ -172,6 +172,12 @@ impl ArchSpec {
         self.gguf.as_ref()
     }
 
+    /// Whether the rows of `role` stand in another order in GGUF files than in a checkpoint.
+    pub fn reorders_in_gguf(&self, role: Role) -> bool {
+        let rules = self.gguf.as_ref();
+        rules.is_some_and(|rules| rules.reorders(role, self.block.rope))
+    }
+
     /// Why a tensor of this name is dropped, if it is.
     pub fn ignores(&self, name: &str) -> Option<&str> {
         let mut names = self.ignored.names.iter();

@@ -64,6 +64,7 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn unsupported(&self, key: &str, found: &Value, supported: &str) -> Error {
         Error::Unsupported {
+            file: self.file,
             key: self.path(key),
             found: print(found),
             supported: supported.to_owned(),

@@ -1,11 +1,13 @@
 //! How llama.cpp's files write down a model: names of tensors here, keys in [`keys`], order of rows
-//! in [`rows`]; what differs between families stands in the `[gguf]` table of their files.
+//! in [`rows`], from keys to a configuration in [`config`]; what differs between families stands in the `[gguf]` table of their files.
 //!
 //! A role without a name has no counterpart of the same shape there.
 
+mod config;
 pub mod keys;
 mod rows;
 
+pub use config::{GgufConfig, config};
 pub use rows::{GgufRules, gathered};
 
 use crate::role::{Role, TensorId};

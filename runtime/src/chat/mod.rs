@@ -9,7 +9,7 @@ mod clock;
 mod json;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::{Environment, ErrorKind, Value};
@@ -17,7 +17,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::guard::quietly;
 use crate::tokenizer::{CONFIG_LIMIT, token_text};
-use crate::{Error, side};
+use crate::{Error, SideFiles};
 
 /// Bytes of the longest template.
 const TEMPLATE_LIMIT: u64 = 1 << 20;
@@ -28,21 +28,21 @@ const RECURSION: usize = 64;
 /// Bytes of the longest prompt.
 const PROMPT_LIMIT: usize = 64 << 20;
 
-/// The prompt for `messages`, pairs of role and content, by the chat template of the model in
-/// `dir`: `chat_template.jinja`, else the one in `tokenizer_config.json`. It holds its special
+/// The prompt for `messages`, pairs of role and content, by the chat template of the model whose
+/// small files are `side`: `chat_template.jinja`, else the one in `tokenizer_config.json`. It holds its special
 /// tokens as text, so encode it without adding any. With `add_generation_prompt` it ends where
 /// the assistant's answer begins.
 pub fn chat_prompt(
-    dir: &Path,
+    side: &SideFiles,
     messages: &[(&str, &str)],
     add_generation_prompt: bool,
 ) -> Result<String, Error> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
-    let config_path = dir.join("tokenizer_config.json");
-    let config = side::read_json(&config_path, CONFIG_LIMIT)?.unwrap_or_default();
-    let template = find_template(dir, config_path, &config)?;
+    let config = side.read_json("tokenizer_config.json", CONFIG_LIMIT)?;
+    let config = config.unwrap_or_default();
+    let template = find_template(side, &config)?;
     let context = context(&config, messages, add_generation_prompt);
     let failed = |detail| Error::ChatTemplate {
         path: template.path.clone(),
@@ -58,13 +58,10 @@ struct Template {
     text: String,
 }
 
-fn find_template(
-    dir: &Path,
-    config_path: PathBuf,
-    config: &serde_json::Value,
-) -> Result<Template, Error> {
-    let path = dir.join("chat_template.jinja");
-    if let Some(bytes) = side::read_capped(&path, TEMPLATE_LIMIT)? {
+fn find_template(side: &SideFiles, config: &serde_json::Value) -> Result<Template, Error> {
+    let config_path = side.path("tokenizer_config.json");
+    let path = side.path("chat_template.jinja");
+    if let Some(bytes) = side.read("chat_template.jinja", TEMPLATE_LIMIT)? {
         return match String::from_utf8(bytes) {
             Ok(text) => Ok(Template { path, text }),
             Err(error) => Err(Error::ChatTemplate {
@@ -93,7 +90,7 @@ fn find_template(
             limit: TEMPLATE_LIMIT,
         }),
         None => Err(Error::NoChatTemplate {
-            path: dir.to_owned(),
+            path: side.root().to_owned(),
         }),
     }
 }

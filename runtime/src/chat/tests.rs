@@ -20,8 +20,13 @@ fn folder(template: &serde_json::Value) -> tempfile::TempDir {
     dir
 }
 
+fn side(folder: &tempfile::TempDir) -> SideFiles {
+    SideFiles::Folder(folder.path().to_owned())
+}
+
 fn prompt(template: &str, messages: &[(&str, &str)], open: bool) -> Result<String, Error> {
-    chat_prompt(folder(&json!(template)).path(), messages, open)
+    let folder = folder(&json!(template));
+    chat_prompt(&side(&folder), messages, open)
 }
 
 #[test]
@@ -106,15 +111,15 @@ fn the_template_is_found_in_its_places_in_order() {
     let named = json!([{ "name": "tool_use", "template": "no" },
                        { "name": "default", "template": "named" }]);
     let dir = folder(&named);
-    assert_eq!(chat_prompt(dir.path(), &CHAT, true).unwrap(), "named");
+    assert_eq!(chat_prompt(&side(&dir), &CHAT, true).unwrap(), "named");
     fs_err::write(dir.path().join("chat_template.jinja"), "file").unwrap();
-    assert_eq!(chat_prompt(dir.path(), &CHAT, true).unwrap(), "file");
+    assert_eq!(chat_prompt(&side(&dir), &CHAT, true).unwrap(), "file");
     let base = folder(&serde_json::Value::Null);
-    let error = chat_prompt(base.path(), &CHAT, true).unwrap_err();
+    let error = chat_prompt(&side(&base), &CHAT, true).unwrap_err();
     assert!(matches!(error, Error::NoChatTemplate { .. }) && error.hint().is_some());
     let empty = tempfile::tempdir().unwrap();
     assert!(matches!(
-        chat_prompt(empty.path(), &CHAT, true),
+        chat_prompt(&side(&empty), &CHAT, true),
         Err(Error::NoChatTemplate { .. })
     ));
 }

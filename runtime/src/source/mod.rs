@@ -1,34 +1,38 @@
-//! Models on disk: Hugging Face checkpoints and native artifacts, told apart by their files.
+//! Models on disk: Hugging Face checkpoints, GGUF files and native artifacts, told apart by their files.
 
+mod files;
+mod gguf;
 mod rewritten;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use neuroconv_format::{Artifact, CheckpointFiles, SafetensorsFile, Tensor, Validate};
+use neuroconv_format::{Artifact, Tensor, Validate};
 use neuroconv_recipes::{ModelSpec, Resolved, Role, SourceTensor, TensorId, near, resolve};
 
-use crate::{Error, WeightSource};
+use crate::{Error, SideFiles, TextTokenizer, WeightSource};
 
+use files::{CONFIG, Place};
+pub use files::{ModelFiles, SideContent, SideFile};
 pub use rewritten::Rewritten;
 
 /// Bytes compared at a time.
 const COMPARE_BYTES: u64 = 1 << 20;
 
-/// A checkpoint folder, resolved to a model.
+/// A checkpoint, resolved to a model.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: CheckpointFiles,
+    files: ModelFiles,
     resolved: Resolved,
     names: BTreeMap<TensorId, String>,
 }
 
 impl Checkpoint {
-    /// Opens the folder `dir`: reads headers and configuration, and finds whether a stored head
-    /// is the embedding once more, byte for byte.
-    pub fn open(dir: &Path) -> Result<Self, Error> {
-        let files = CheckpointFiles::open(dir)?;
+    /// Opens what [`ModelFiles::open`] does, and finds whether a stored head is the embedding once
+    /// more, byte for byte.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let files = ModelFiles::open(path)?;
         let tensors: Vec<SourceTensor> = files
             .tensors()
             .map(|info| SourceTensor {
@@ -37,6 +41,8 @@ impl Checkpoint {
             })
             .collect();
         let mut resolved = resolve(files.config(), files.generation_config(), &tensors)?;
+        resolved.warnings.extend_from_slice(files.warnings());
+        resolved.dropped.extend(files.dropped());
         let name_of = |resolved: &Resolved, role| {
             let slot = resolved
                 .slots
@@ -69,8 +75,13 @@ impl Checkpoint {
     }
 
     /// The files.
-    pub fn files(&self) -> &CheckpointFiles {
+    pub fn files(&self) -> &ModelFiles {
         &self.files
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> Result<TextTokenizer, Error> {
+        TextTokenizer::of(&self.files.side()?)
     }
 }
 
@@ -87,16 +98,15 @@ impl WeightSource for Checkpoint {
 
 /// Whether two tensors of a checkpoint have the same element type and bytes. Reads no more than
 /// up to the first difference.
-fn same_bytes(files: &CheckpointFiles, a: &str, b: &str) -> Result<bool, Error> {
-    let (Some(info_a), Some(info_b)) = (files.info(a), files.info(b)) else {
+fn same_bytes(files: &ModelFiles, a: &str, b: &str) -> Result<bool, Error> {
+    let shape = |name| files.info(name).map(|info| &info.shape);
+    let (Some(place_a), Some(place_b)) = (files.place(a)?, files.place(b)?) else {
         return Ok(false);
     };
-    if info_a.dtype != info_b.dtype || info_a.shape != info_b.shape {
+    if place_a.element != place_b.element || shape(a) != shape(b) {
         return Ok(false);
     }
-    let (Some(mut a), Some(mut b)) = (Span::open(files, a)?, Span::open(files, b)?) else {
-        return Ok(false);
-    };
+    let (mut a, mut b) = (Span::open(&place_a)?, Span::open(&place_b)?);
     let (mut block_a, mut block_b) = (Vec::new(), Vec::new());
     loop {
         a.next(&mut block_a)?;
@@ -117,19 +127,13 @@ struct Span {
 }
 
 impl Span {
-    fn open(files: &CheckpointFiles, name: &str) -> Result<Option<Self>, Error> {
-        for path in files.weight_files() {
-            let weights = SafetensorsFile::open(&path)?;
-            if let Some(info) = weights.tensors().iter().find(|info| info.name == name) {
-                let mut file = fs_err::File::open(&path)?;
-                file.seek(SeekFrom::Start(info.range.start))?;
-                return Ok(Some(Span {
-                    file,
-                    left: info.size_bytes(),
-                }));
-            }
-        }
-        Ok(None)
+    fn open(place: &Place) -> Result<Self, Error> {
+        let mut file = fs_err::File::open(&place.path)?;
+        file.seek(SeekFrom::Start(place.range.start))?;
+        Ok(Span {
+            file,
+            left: place.range.end - place.range.start,
+        })
     }
 
     fn next(&mut self, block: &mut Vec<u8>) -> Result<(), Error> {
@@ -206,22 +210,22 @@ impl WeightSource for PackedModel {
     }
 }
 
-/// A model of either kind.
+/// A model of any kind.
 #[derive(Debug)]
 pub enum Source {
-    /// A Hugging Face checkpoint.
+    /// A Hugging Face checkpoint, or a GGUF file.
     Checkpoint(Checkpoint),
     /// A native artifact.
     Artifact(PackedModel),
 }
 
-/// Opens the model in the folder `path`: an artifact where there is a manifest, every byte of it
-/// checked, else a checkpoint.
+/// Opens the model at `path`: an artifact where there is a manifest, every byte of it checked, else a
+/// checkpoint, else a GGUF file.
 pub fn open_source(path: &Path) -> Result<Source, Error> {
     open_source_as(path, Validate::Full)
 }
 
-/// Opens the model in the folder `path` so far that it can run: the weights of an artifact are
+/// Opens the model at `path` so far that it can run: the weights of an artifact are
 /// checked when [`Source::check`] is called.
 pub fn open_source_unchecked(path: &Path) -> Result<Source, Error> {
     open_source_as(path, Validate::Structure)
@@ -231,7 +235,8 @@ fn open_source_as(path: &Path, validate: Validate) -> Result<Source, Error> {
     if Artifact::is_artifact(path) {
         return Ok(Source::Artifact(PackedModel::open(path, validate)?));
     }
-    if path.join("config.json").exists() {
+    let is_gguf = || gguf::file_of(path).is_some_and(|file| file.exists());
+    if path.join(CONFIG).exists() || is_gguf() {
         return Ok(Source::Checkpoint(Checkpoint::open(path)?));
     }
     let path = path.to_owned();
@@ -250,12 +255,17 @@ fn open_source_as(path: &Path, validate: Validate) -> Result<Source, Error> {
 }
 
 impl Source {
-    /// The folder that holds the tokenizer and the chat template.
-    pub fn tokenizer_dir(&self) -> &Path {
+    /// The small files that a tokenizer and a chat template are read from.
+    pub fn side(&self) -> Result<SideFiles, Error> {
         match self {
-            Source::Checkpoint(checkpoint) => checkpoint.files.path(),
-            Source::Artifact(model) => model.artifact.path(),
+            Source::Checkpoint(checkpoint) => checkpoint.files.side(),
+            Source::Artifact(model) => Ok(SideFiles::Folder(model.artifact.path().to_owned())),
         }
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> Result<TextTokenizer, Error> {
+        TextTokenizer::of(&self.side()?)
     }
 
     /// Checks every byte of the weights of an artifact. Nothing is left to check of a checkpoint,
@@ -316,7 +326,7 @@ fn near_sibling(path: &Path) -> Option<String> {
 /// The only folder inside `path` that holds a model.
 fn model_inside(path: &Path) -> Option<String> {
     let is_model =
-        |folder: &PathBuf| folder.join("config.json").is_file() || Artifact::is_artifact(folder);
+        |folder: &PathBuf| folder.join(CONFIG).is_file() || Artifact::is_artifact(folder);
     let mut models = folders(path).into_iter().filter(is_model);
     let only = models.next().filter(|_| models.next().is_none())?;
     Some(only.display().to_string())

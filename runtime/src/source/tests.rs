@@ -153,7 +153,7 @@ fn an_artifact_runs_like_the_tensors_that_were_written() {
             let source = open_source(dir.path()).unwrap();
             assert!(matches!(source, Source::Artifact(_)));
             assert_eq!(
-                (source.spec(), source.tokenizer_dir()),
+                (source.spec(), source.side().unwrap().root()),
                 (&model.spec, dir.path())
             );
             let run = |source: &dyn WeightSource| {
@@ -234,10 +234,7 @@ fn paths_without_a_model_get_a_hint() {
     let config = open_source(&model).unwrap_err();
     assert!(matches!(config, Error::Format(_)), "{config}");
 
-    for (name, word) in [
-        ("a.gguf", "safetensors weights"),
-        ("a.safetensors", "config.json"),
-    ] {
+    for (name, word) in [("a.bin", "GGUF"), ("a.safetensors", "config.json")] {
         let file = dir.path().join(name);
         fs_err::write(&file, "x").unwrap();
         let error = open_source(&file).unwrap_err();

@@ -5,6 +5,7 @@
 //! settings are ignored: they belong to training, not to running.
 
 mod check;
+pub mod gguf;
 mod parts;
 mod stream;
 
@@ -15,12 +16,11 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::guard::quietly;
-use crate::{Error, side};
+use crate::side::TOKENIZER;
+use crate::{Error, SideFiles};
 
 pub use stream::TextStream;
 
-/// Bytes of the largest `tokenizer.json` that is read.
-const TOKENIZER_LIMIT: u64 = 256 << 20;
 /// Bytes of the largest `tokenizer_config.json` that is read.
 pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
 
@@ -47,9 +47,13 @@ impl fmt::Debug for TextTokenizer {
 impl TextTokenizer {
     /// Reads `tokenizer.json` and, where present, `tokenizer_config.json` from the folder `dir`.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("tokenizer.json");
-        let file = side::read_json(&path, TOKENIZER_LIMIT)?
-            .ok_or_else(|| Error::MissingFile { path: path.clone() })?;
+        TextTokenizer::of(&SideFiles::Folder(dir.to_owned()))
+    }
+
+    /// Reads the same files of a model, wherever they are.
+    pub fn of(side: &SideFiles) -> Result<Self, Error> {
+        let path = side.path(TOKENIZER);
+        let file = side.tokenizer()?;
         let checked = check::check(&path, file)?;
         let failed = |detail| Error::TokenizerFailed {
             path: path.clone(),
@@ -68,7 +72,7 @@ impl TextTokenizer {
                 });
             }
         }
-        let config = side::read_json(&dir.join("tokenizer_config.json"), CONFIG_LIMIT)?;
+        let config = side.read_json("tokenizer_config.json", CONFIG_LIMIT)?;
         let bos = config
             .as_ref()
             .and_then(|config| wanted_bos(config, &inner));

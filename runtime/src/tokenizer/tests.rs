@@ -441,7 +441,7 @@ fn files_that_are_no_tokenizer_are_told_apart() {
         );
     }
     let sparse = fs_err::File::create(&path).unwrap();
-    sparse.set_len(TOKENIZER_LIMIT + 1).unwrap();
+    sparse.set_len(crate::side::TOKENIZER_LIMIT + 1).unwrap();
     assert!(matches!(
         TextTokenizer::open(dir.path()),
         Err(Error::FileSize { .. })

@@ -75,12 +75,7 @@ impl GgufFile {
     /// The tensor `info` of this file: plain elements as they are stored, blocks decoded to single
     /// precision. Values may be other than finite.
     pub fn read_dense(&self, info: &GgufTensor) -> Result<DenseTensor, Error> {
-        let dtype = info.kind.dense().ok_or_else(|| {
-            self.refuse(GgufError::NotRead {
-                tensor: crate::error::shown(&info.name),
-                found: info.kind,
-            })
-        })?;
+        let dtype = info.kind.dense().ok_or_else(|| self.not_read(info))?;
         let bytes = self.read(info)?;
         let bytes = match info.kind.decode(&bytes) {
             Some(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -90,6 +85,14 @@ impl GgufFile {
             dtype,
             shape: info.shape.clone(),
             bytes: bytes.into(),
+        })
+    }
+
+    /// What to say of a tensor whose element type [`GgufFile::read_dense`] does not know.
+    pub fn not_read(&self, info: &GgufTensor) -> Error {
+        self.refuse(GgufError::NotRead {
+            tensor: crate::error::shown(&info.name),
+            found: info.kind,
         })
     }
 

@@ -50,7 +50,11 @@ fn grouped(
         let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
         let bytes = codes.chunks_exact(32).nth(group / 2).unwrap_or_default();
         for (at, (out, &byte)) in out.iter_mut().zip(bytes).enumerate() {
-            let code = if group % 2 == 0 { byte & 0xf } else { byte >> 4 };
+            let code = if group % 2 == 0 {
+                byte & 0xf
+            } else {
+                byte >> 4
+            };
             *out = scale * f32::from(whole(code, group, at)) - min;
         }
     }
@@ -90,7 +94,9 @@ pub(super) fn q6(block: &[u8], out: &mut [f32]) {
     // Sixteen elements share a scale, two scales make a run of 32 elements.
     for (run, out) in out.chunks_exact_mut(32).enumerate() {
         let (side, quarter) = (run / 4, run % 4);
-        let low = low.chunks_exact(32).nth(side.saturating_mul(2) | quarter % 2);
+        let low = low
+            .chunks_exact(32)
+            .nth(side.saturating_mul(2) | quarter % 2);
         let high = high.chunks_exact(32).nth(side);
         let codes = low.unwrap_or_default().iter().zip(high.unwrap_or_default());
         let scales = scales.chunks_exact(2).nth(run).unwrap_or_default();

@@ -8,9 +8,7 @@ use super::half;
 /// `(code - 8) d`.
 pub(super) fn q4_0(block: &[u8], out: &mut [f32]) {
     let (d, codes) = half(block);
-    nibbles(codes, out, |code, _| {
-        (f32::from(code) - 8.0) * d
-    });
+    nibbles(codes, out, |code, _| (f32::from(code) - 8.0) * d);
 }
 
 /// `code d + m`.
