@@ -27,6 +27,14 @@ pub enum Error {
     /// An importance matrix does not fit the plan.
     #[error(transparent)]
     Importance(#[from] crate::ImportanceError),
+    /// The source's weights were rounded before.
+    #[error("`{path}`: its weights were rounded before ({found})")]
+    Rounded {
+        /// The source.
+        path: PathBuf,
+        /// How.
+        found: String,
+    },
     /// The source could not be opened.
     #[error(transparent)]
     Runtime(#[from] neuroconv_runtime::Error),
@@ -246,6 +254,10 @@ impl Error {
             Error::Mla(e) => return e.hint(),
             Error::Importance(e) => return e.hint(),
             Error::Quantize { source, .. } => return source.hint(),
+            Error::Rounded { .. } => {
+                "start from the original weights, or pass --allow-requantize: it loses twice, and only \
+                 the second loss is measured"
+            }
             Error::NoCalibration { .. } => "name a text with --calib, or ask for `--method rtn`",
             Error::NotAMatrix { .. } => "give this role the scheme `keep` in the recipe",
             Error::NonFinite { .. } | Error::NonFiniteInputs { .. } => {

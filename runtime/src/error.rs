@@ -42,6 +42,8 @@ pub enum Error {
         path: PathBuf,
         /// A folder inside it that does hold one.
         inside: Option<String>,
+        /// Whether it holds several GGUF files.
+        several: bool,
     },
     /// A model that was split into several GGUF files.
     #[error("`{path}` is one of {files} files of a split model, which are not read")]
@@ -247,6 +249,9 @@ impl Error {
                 inside: Some(inside),
                 ..
             } => Some(format!("did you mean the folder `{inside}` inside it?")),
+            Error::NoModel { several: true, .. } => {
+                Some("give one of its GGUF files by name".to_owned())
+            }
             Error::NoModel { .. } => Some(
                 "a model is a folder with `config.json` and safetensors weights, a GGUF file, or an artifact"
                     .to_owned(),

@@ -12,6 +12,10 @@ use super::{
 /// Flags of every conversion.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConvertArgs {
+    /// Start from weights that were rounded before, which loses twice
+    #[arg(long)]
+    pub(crate) allow_requantize: bool,
+
     /// Where the artifact goes.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -64,7 +68,7 @@ pub(crate) enum SmokeArg {
 /// Flags of `int8` and `int4`.
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// A checkpoint folder
+    /// A checkpoint folder or a GGUF file
     pub(crate) model: PathBuf,
 
     /// How matrices are packed.
@@ -110,7 +114,7 @@ pub(crate) struct RunArgs {
     /// A recipe file, or the name of a built-in recipe
     pub(crate) recipe: String,
 
-    /// A checkpoint folder [default: the recipe's `run.model`]
+    /// A checkpoint folder or a GGUF file [default: the recipe's `run.model`]
     pub(crate) model: Option<PathBuf>,
 
     /// Which size is aimed at.

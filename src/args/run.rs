@@ -11,7 +11,7 @@ use super::{CalibrationArgs, MeasureArgs};
 /// Flags of `eval`.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// A checkpoint folder or an artifact
+    /// A checkpoint folder, a GGUF file or an artifact
     pub(crate) model: PathBuf,
 
     /// How quality is measured.
@@ -30,7 +30,7 @@ pub(crate) struct EvalArgs {
 /// Flags of `generate`.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// A checkpoint folder or an artifact
+    /// A checkpoint folder, a GGUF file or an artifact
     pub(crate) model: PathBuf,
 
     /// Text to continue; `-` reads it from standard input
@@ -69,7 +69,7 @@ pub(crate) struct GenerateArgs {
 /// Flags of `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// A checkpoint folder or an artifact
+    /// A checkpoint folder, a GGUF file or an artifact
     pub(crate) model: PathBuf,
 
     /// Tokens of the prompt

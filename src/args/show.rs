@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["model", "arch", "recipe"])))]
 pub(crate) struct InspectArgs {
-    /// A checkpoint folder or an artifact
+    /// A checkpoint folder, a GGUF file or an artifact
     pub(crate) model: Option<PathBuf>,
 
     /// Print an architecture as pseudo-code (`list` names them)
@@ -26,14 +26,14 @@ pub(crate) struct PlanArgs {
     /// A built-in recipe (int8, int4, ternary, ternary-mixed, mla) or a recipe file
     pub(crate) recipe: String,
 
-    /// A checkpoint folder
+    /// A checkpoint folder or a GGUF file
     pub(crate) model: PathBuf,
 }
 
 /// Flags of `diff`.
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// A checkpoint folder or an artifact
+    /// A checkpoint folder, a GGUF file or an artifact
     pub(crate) a: PathBuf,
     /// Another
     pub(crate) b: PathBuf,

@@ -147,6 +147,7 @@ fn convert(
         .into());
     }
     let source = plan::checkpoint(model)?;
+    neuroconv_convert::check_rounded(&source, args.allow_requantize)?;
     fold_where_it_gains(&source, &mut recipe, ui)?;
     let plan = planned(&source, &recipe, imatrix.as_ref())?;
     if plan.wants_survey() && learning.size.is_some() {

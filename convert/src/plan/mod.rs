@@ -19,9 +19,9 @@ use neuroconv_recipes::{
 use neuroconv_runtime::{Checkpoint, Rewritten};
 use serde::Serialize;
 
-use crate::Error;
 use crate::origin::SourceName;
 use crate::pass::changed_layers;
+use crate::{Error, rounded};
 
 pub(crate) use estimate::REPORTS_BYTES;
 pub(crate) use storage::{PackedPlan, Storage, entries, storage};
@@ -265,7 +265,13 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
                 reason: d.reason.clone(),
             })
             .collect(),
-        warnings: resolved.warnings.iter().cloned().chain(notices).collect(),
+        warnings: resolved
+            .warnings
+            .iter()
+            .cloned()
+            .chain(notices)
+            .chain(rounded::warning(source))
+            .collect(),
         weights_bytes,
         bits_per_weight: weights_bytes as f64 * 8.0 / params as f64,
         peak_memory_bytes: estimate::memory(recipe, &resolved.spec, &tensors),

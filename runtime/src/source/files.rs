@@ -211,6 +211,14 @@ impl ModelFiles {
         }
     }
 
+    /// How the weights were rounded before, where a conversion that starts from them would lose twice.
+    pub fn rounded(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Folder(_) => None,
+            Kind::Gguf(model) => model.rounded(),
+        }
+    }
+
     /// What people should know of these files, though nothing is wrong.
     pub(super) fn warnings(&self) -> &[String] {
         match &self.kind {

@@ -3,10 +3,10 @@
 //!
 //! Which keys mean what stands in `recipes`, the tokenizer in `tokenizer::gguf`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use neuroconv_format::gguf::{Array, GgufFile, GgufTensor, Metadata, Value as Meta};
+use neuroconv_format::gguf::{Array, GgmlType, GgufFile, GgufTensor, Metadata, Value as Meta};
 use neuroconv_format::{DenseTensor, ElementType, TensorInfo};
 use neuroconv_recipes::gguf::{self, GgufConfig, keys};
 use neuroconv_recipes::{Dropped, SourceTensor, TensorId};
@@ -44,13 +44,21 @@ struct View {
 
 /// The GGUF file that `path` names: itself, or the only one in a folder.
 pub(super) fn file_of(path: &Path) -> Option<PathBuf> {
-    let is_gguf = |path: &Path| path.extension().is_some_and(|end| end == EXTENSION);
     if !path.is_dir() {
         return is_gguf(path).then(|| path.to_owned());
     }
-    let entries = fs_err::read_dir(path).ok()?;
-    let mut files = entries.filter_map(|entry| Some(entry.ok()?.path()).filter(|p| is_gguf(p)));
+    let mut files = files_in(path);
     files.next().filter(|_| files.next().is_none())
+}
+
+/// The GGUF files in a folder, in no order.
+pub(super) fn files_in(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs_err::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path()).filter(|path| is_gguf(path)))
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == EXTENSION)
 }
 
 /// JSON for people, with a newline at the end.
@@ -111,6 +119,18 @@ impl GgufModel {
 
     pub(super) fn dropped(&self) -> Vec<Dropped> {
         self.dropped.clone()
+    }
+
+    /// The coarse element types among those of the tensors. Eight bits are taken as exact enough.
+    pub(super) fn rounded(&self) -> Option<String> {
+        let fine = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0];
+        let kinds = self.file.tensors().iter().map(|info| info.kind);
+        let coarse: BTreeSet<&str> = kinds
+            .filter(|kind| !fine.contains(kind))
+            .map(GgmlType::name)
+            .collect();
+        let coarse: Vec<&str> = coarse.into_iter().collect();
+        (!coarse.is_empty()).then(|| coarse.join(", "))
     }
 
     pub(super) fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {

@@ -249,6 +249,7 @@ fn open_source_as(path: &Path, validate: Validate) -> Result<Source, Error> {
         Ok(metadata) if !metadata.is_dir() => Err(Error::NotAFolder { path }),
         Ok(_) => Err(Error::NoModel {
             inside: model_inside(&path),
+            several: gguf::files_in(&path).next().is_some(),
             path,
         }),
     }

@@ -292,7 +292,7 @@ fn sentence_piece(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Value, bool), E
     if scores.iter().any(|score| score.is_nan()) {
         return Err(keys.bad("scores", "has one that is no number"));
     }
-    let mergeable: Vec<(&str, f32)> = vocab
+    let mut mergeable: Vec<(&str, f32)> = vocab
         .tokens
         .iter()
         .zip(scores)
@@ -300,10 +300,23 @@ fn sentence_piece(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Value, bool), E
         .filter(|(_, kind)| **kind == Kind::Normal)
         .map(|((token, score), _)| (token.as_str(), *score))
         .collect();
+    // Files made without SentencePiece's own have one score for all; tokens stand in their order.
+    if mergeable
+        .windows(2)
+        .all(|pair| pair[0].1.total_cmp(&pair[1].1).is_eq())
+    {
+        let ordered = mergeable.iter_mut().enumerate();
+        ordered.for_each(|(at, token)| token.1 = -(at as f32));
+    }
     let ids = mergeable.iter().map(|(token, _)| *token);
     let ids = ids.map(|token| (token, vocab.ids[token])).collect();
     let unknown = vocab.kinds.iter().position(|kind| *kind == Kind::Unknown);
-    let unknown = unknown.map(|id| vocab.tokens[id].as_str());
+    let unknown = match unknown {
+        Some(id) => Some(vocab.tokens[id].as_str()),
+        None => vocab
+            .special(keys, "unknown_token_id")?
+            .map(|(_, token)| token),
+    };
     let prefix = keys.flag("add_space_prefix")?.unwrap_or(true);
     let marks = json!({ "type": "Replace", "pattern": { "String": " " }, "content": SPACE });
     let spaces = json!({ "type": "Replace", "pattern": { "String": SPACE }, "content": " " });
