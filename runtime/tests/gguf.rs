@@ -141,7 +141,7 @@ impl Written {
 
     fn open(&self, dir: &Path) -> Result<Checkpoint, String> {
         let path = dir.join("model.gguf");
-        std::fs::write(&path, self.bytes()).unwrap();
+        fs_err::write(&path, self.bytes()).unwrap();
         match open_source(&path) {
             Ok(Source::Checkpoint(checkpoint)) => Ok(checkpoint),
             Ok(Source::Artifact(_)) => panic!("no artifact"),
@@ -235,7 +235,7 @@ fn a_folder_with_one_file_is_that_file() {
     let file = written(&checkpoint, true);
     file.open(scratch.path()).unwrap();
     assert!(open_source(scratch.path()).is_ok());
-    std::fs::write(scratch.path().join("other.gguf"), file.bytes()).unwrap();
+    fs_err::write(scratch.path().join("other.gguf"), file.bytes()).unwrap();
     let error = open_source(scratch.path()).unwrap_err();
     assert!(error.hint().unwrap().contains("GGUF files by name"));
 }
@@ -341,7 +341,7 @@ fn flipped_bytes_of_the_header_never_panic() {
     for at in 0..header {
         let mut bytes = good.clone();
         bytes[at] ^= [1, 0x80, 0xff][at % 3];
-        std::fs::write(&path, bytes).unwrap();
+        fs_err::write(&path, bytes).unwrap();
         if let Ok(checkpoint) = Checkpoint::open(&path) {
             opened += 1;
             // Whatever opens can be read, or says why not.
@@ -352,7 +352,7 @@ fn flipped_bytes_of_the_header_never_panic() {
     }
     assert!(opened < header);
     for length in (0..good.len()).step_by(997) {
-        std::fs::write(&path, &good[..length]).unwrap();
+        fs_err::write(&path, &good[..length]).unwrap();
         assert!(Checkpoint::open(&path).is_err());
     }
 }

@@ -23,6 +23,7 @@ pub struct ModelFiles {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for a model")]
 enum Kind {
     Folder(CheckpointFiles),
     Gguf(Box<GgufModel>),

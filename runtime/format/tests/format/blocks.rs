@@ -13,7 +13,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 #[test]
 fn blocks_decode_to_the_values_of_an_independent_decoder_bit_for_bit() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/blocks/gguf.json");
-    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let golden: Value = serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap();
     let mut compared = 0;
     for id in 0..64 {
         let Some(kind) = GgmlType::from_id(id) else {

@@ -1,4 +1,4 @@
-//! The merges of a vocabulary whose tokens have scores instead, as SentencePiece keeps them.
+//! The merges of a vocabulary whose tokens have scores instead, as `SentencePiece` keeps them.
 
 use std::collections::BTreeMap;
 

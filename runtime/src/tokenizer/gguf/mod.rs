@@ -1,7 +1,7 @@
 //! The tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`.
 //!
 //! Owns what the keys of tokenizers mean. The two kinds that decoder models use are read: byte pairs over
-//! bytes (`gpt2`) and SentencePiece's byte pairs with scores (`llama`). Whether the result holds together
+//! bytes (`gpt2`) and `SentencePiece`'s byte pairs with scores (`llama`). Whether the result holds together
 //! is checked where every `tokenizer.json` is.
 
 mod merges;
@@ -21,7 +21,7 @@ pub use pre::pre_name;
 const PREFIX: &str = "tokenizer.ggml.";
 /// The key of the chat template.
 const TEMPLATE: &str = "tokenizer.chat_template";
-/// SentencePiece's mark of a space.
+/// `SentencePiece`'s mark of a space.
 const SPACE: &str = "\u{2581}";
 
 /// What a token is for, as `tokenizer.ggml.token_type` numbers it.
@@ -271,7 +271,7 @@ fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Value, bool), Error
         "padding": null,
         "added_tokens": vocab.added(),
         "normalizer": pre.normalizer,
-        "pre_tokenizer": pre.pre_tokenizer,
+        "pre_tokenizer": pre.cut,
         "post_processor": vocab.post_processor(keys, pre.begins)?,
         "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
         "model": {
@@ -283,7 +283,7 @@ fn byte_level(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Value, bool), Error
     Ok((tokenizer, pre.begins))
 }
 
-/// SentencePiece's byte pairs, which begin with a token of their own unless a key says otherwise.
+/// `SentencePiece`'s byte pairs, which begin with a token of their own unless a key says otherwise.
 fn sentence_piece(keys: &Keys<'_>, vocab: &Vocab<'_>) -> Result<(Value, bool), Error> {
     let scores = match keys.get("scores") {
         Some(Meta::Array(Array::F32(scores))) if scores.len() == vocab.tokens.len() => scores,

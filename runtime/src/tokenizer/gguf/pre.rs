@@ -80,7 +80,8 @@ const fn row(names: &'static [&'static str], cut: Cut, ignore_merges: bool, begi
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pre {
     pub(crate) normalizer: Value,
-    pub(crate) pre_tokenizer: Value,
+    /// `pre_tokenizer`.
+    pub(crate) cut: Value,
     pub(crate) ignore_merges: bool,
     /// Whether a text begins with a token of its own where no key says.
     pub(crate) begins: bool,
@@ -111,7 +112,7 @@ pub fn pre_name(tokenizer: &Value) -> Option<&'static str> {
         let pre = row.pre();
         let known = (
             steps(&pre.normalizer, "normalizers"),
-            steps(&pre.pre_tokenizer, "pretokenizers"),
+            steps(&pre.cut, "pretokenizers"),
         );
         row.ignore_merges == ignore_merges && known == cut
     };
@@ -120,10 +121,10 @@ pub fn pre_name(tokenizer: &Value) -> Option<&'static str> {
 
 impl Row {
     fn pre(&self) -> Pre {
-        let (normalizer, pre_tokenizer) = self.cut.steps();
+        let (normalizer, cut) = self.cut.steps();
         Pre {
             normalizer,
-            pre_tokenizer,
+            cut,
             ignore_merges: self.ignore_merges,
             begins: self.begins,
         }
@@ -212,7 +213,7 @@ mod tests {
     fn tokenizer(pre: &Pre) -> Value {
         json!({
             "normalizer": pre.normalizer,
-            "pre_tokenizer": pre.pre_tokenizer,
+            "pre_tokenizer": pre.cut,
             "model": { "ignore_merges": pre.ignore_merges },
         })
     }

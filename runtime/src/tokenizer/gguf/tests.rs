@@ -57,13 +57,13 @@ fn of_json(tokenizer: &Value, begin: u32) -> Metadata {
 fn bytes_and_merges_give_the_ids_of_the_tokenizer_they_came_from() {
     let dir = neuroconv_fixtures::tiny_model();
     let original = TextTokenizer::open(&dir).unwrap();
-    let file = std::fs::read(dir.join("tokenizer.json")).unwrap();
+    let file = fs_err::read(dir.join("tokenizer.json")).unwrap();
     let metadata = of_json(&serde_json::from_slice(&file).unwrap(), 0);
     let read = open(&metadata).unwrap();
     assert_eq!(read.vocab_size(), original.vocab_size());
     let texts = neuroconv_fixtures::root().join("texts/english.txt");
     for text in [
-        std::fs::read_to_string(texts).unwrap().as_str(),
+        fs_err::read_to_string(texts).unwrap().as_str(),
         "été <|im_start|>user 12345\n\n\t x<|endoftext|>\u{1f600}",
         "",
     ] {

@@ -1,11 +1,11 @@
-//! Blocks of 256 elements with scales of scales: Q4_K, Q5_K, Q6_K.
+//! Blocks of 256 elements with scales of scales: `Q4_K`, `Q5_K`, `Q6_K`.
 //!
-//! Q4_K and Q5_K have eight groups of 32, each with a scale and a minimum of six bits that share
-//! twelve bytes; Q6_K sixteen groups of 16 with signed scales of eight bits.
+//! `Q4_K` and `Q5_K` have eight groups of 32, each with a scale and a minimum of six bits that share
+//! twelve bytes; `Q6_K` sixteen groups of 16 with signed scales of eight bits.
 
 use super::half;
 
-/// Groups of Q4_K and Q5_K.
+/// Groups of `Q4_K` and `Q5_K`.
 const GROUPS: usize = 8;
 
 /// `d s code - dmin m`, four-bit codes.
@@ -96,7 +96,7 @@ pub(super) fn q6(block: &[u8], out: &mut [f32]) {
         let (side, quarter) = (run / 4, run % 4);
         let low = low
             .chunks_exact(32)
-            .nth(side.saturating_mul(2) | quarter % 2);
+            .nth(side.saturating_mul(2) | (quarter % 2));
         let high = high.chunks_exact(32).nth(side);
         let codes = low.unwrap_or_default().iter().zip(high.unwrap_or_default());
         let scales = scales.chunks_exact(2).nth(run).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Blocks of 32 elements under one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+//! Blocks of 32 elements under one scale: `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0`.
 //!
 //! Byte `j` of the codes holds elements `j` (low half) and `j + 16` (high half); the fifth bits of
 //! Q5 stand in a word of their own, bit `j` for element `j`.

@@ -1,4 +1,4 @@
-//! Blocks of 256 weights of -1, 0 and 1 under one scale: TQ1_0, TQ2_0.
+//! Blocks of 256 weights of -1, 0 and 1 under one scale: `TQ1_0`, `TQ2_0`.
 
 use super::half;
 
