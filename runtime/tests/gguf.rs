@@ -297,7 +297,8 @@ fn what_does_not_fit_is_named() {
         assert!(message.contains(word), "{key}: {message}");
     }
     let mut fewer = file.with("general.name", &Value::Text("x".to_owned()));
-    let last = fewer.tensors.pop().unwrap();
+    // Without the head it would be a model whose head is the embedding.
+    let last = fewer.tensors.remove(1);
     assert!(refused(&fewer).contains("missing"));
     fewer.tensors.push(Stored {
         name: "blk.0.ffn_gate_inp.weight".to_owned(),

@@ -14,8 +14,8 @@ use neuroconv_format::gguf::{Array, Metadata, Value as Meta};
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use pre::Pre;
 pub use pre::pre_name;
+use pre::{Model, Pre};
 
 /// What every key of a tokenizer begins with.
 const PREFIX: &str = "tokenizer.ggml.";
@@ -59,10 +59,13 @@ pub(crate) fn side_files(
         return Ok(Vec::new());
     };
     let vocab = Vocab::read(&keys)?;
-    let (tokenizer, begins) = match model {
-        "gpt2" => byte_level(&keys, &vocab)?,
-        "llama" => sentence_piece(&keys, &vocab)?,
-        other => return Err(keys.bad("model", format!("`{other}` is neither `gpt2` nor `llama`"))),
+    let (tokenizer, begins) = match Model::named(model) {
+        Some(Model::Bytes) => byte_level(&keys, &vocab)?,
+        Some(Model::Scores) => sentence_piece(&keys, &vocab)?,
+        None => {
+            let problem = "is neither byte pairs over bytes nor with scores";
+            return Err(keys.bad("model", format!("`{model}` {problem}")));
+        }
     };
     let config = vocab.config(&keys, begins)?;
     Ok(vec![

@@ -1,9 +1,13 @@
-//! The names that GGUF files have for how text is cut before byte pairs are merged, each with the steps
-//! of a `tokenizer.json` that it stands for.
+//! The names that GGUF files have for kinds of tokenizers and for how text is cut before byte pairs are
+//! merged, each with the steps of a `tokenizer.json` that it stands for.
 //!
 //! Owns the table; both directions use it. A name is here only where its steps give the ids that
 //! llama.cpp gives.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// English contractions in either case.
@@ -13,11 +17,43 @@ const REST: &str = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// GPT-2's pattern.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// The words of the keys, which are data: some are names of families.
+static WORDS: LazyLock<Words> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("words.json")).expect("a test parses the embedded words")
+});
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Words {
+    /// Values of `tokenizer.ggml.model`.
+    models: BTreeMap<String, Model>,
+    /// Values of `tokenizer.ggml.pre`.
+    pre: Vec<Row>,
+}
+
+/// Kinds of tokenizers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Model {
+    /// Byte pairs over bytes.
+    Bytes,
+    /// `SentencePiece`'s byte pairs, with scores.
+    Scores,
+}
+
+impl Model {
+    /// The kind that the value `name` of `tokenizer.ggml.model` stands for.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        WORDS.models.get(name).copied()
+    }
+}
+
 /// How text is cut, and what else a name says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Row {
     /// The names; files are written with the first.
-    names: &'static [&'static str],
+    names: Vec<String>,
     cut: Cut,
     /// Whether a piece that is a token is one without merges.
     ignore_merges: bool,
@@ -26,7 +62,8 @@ struct Row {
 }
 
 /// Ways of cutting text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Cut {
     /// GPT-2's pattern.
     Gpt2,
@@ -40,40 +77,6 @@ enum Cut {
     Cased,
     /// llama.cpp's own, where no name is given: punctuation, GPT-2's pattern, digits by threes.
     Default,
-}
-
-const ROWS: [Row; 7] = [
-    row(&["gpt-2"], Cut::Gpt2, false, false),
-    row(
-        &["smollm", "starcoder", "refact", "command-r", "codeshell"],
-        Cut::Digits,
-        false,
-        false,
-    ),
-    row(
-        &["llama-bpe", "llama3", "llama-v3"],
-        Cut::ThreeDigits,
-        true,
-        true,
-    ),
-    row(&["dbrx", "smaug-bpe"], Cut::ThreeDigits, false, false),
-    row(
-        &["qwen2", "deepseek-r1-qwen", "megrez"],
-        Cut::OneDigit,
-        false,
-        false,
-    ),
-    row(&["tekken"], Cut::Cased, true, true),
-    row(&["default"], Cut::Default, false, false),
-];
-
-const fn row(names: &'static [&'static str], cut: Cut, ignore_merges: bool, begins: bool) -> Row {
-    Row {
-        names,
-        cut,
-        ignore_merges,
-        begins,
-    }
 }
 
 /// What a name says of a byte-level tokenizer, in the words of `tokenizer.json`.
@@ -90,14 +93,16 @@ pub(crate) struct Pre {
 impl Pre {
     /// What the value `name` of `tokenizer.ggml.pre` stands for.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        let row = ROWS.iter().find(|row| row.names.contains(&name))?;
+        let named = |row: &&Row| row.names.iter().any(|known| known == name);
+        let row = WORDS.pre.iter().find(named)?;
         Some(row.pre())
     }
 }
 
 /// Every name that is understood.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    ROWS.iter().flat_map(|row| row.names).copied()
+    let names = WORDS.pre.iter().flat_map(|row| &row.names);
+    names.map(String::as_str)
 }
 
 /// The value of `tokenizer.ggml.pre` for a byte-level `tokenizer.json`; `None` where no name stands for
@@ -116,7 +121,8 @@ pub fn pre_name(tokenizer: &Value) -> Option<&'static str> {
         );
         row.ignore_merges == ignore_merges && known == cut
     };
-    ROWS.iter().find(same)?.names.first().copied()
+    let names = &WORDS.pre.iter().find(same)?.names;
+    names.first().map(String::as_str)
 }
 
 impl Row {
@@ -225,10 +231,10 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), count);
-        for row in ROWS {
-            for name in row.names {
+        for row in &WORDS.pre {
+            for name in &row.names {
                 let pre = Pre::named(name).unwrap();
-                assert_eq!(pre_name(&tokenizer(&pre)), Some(row.names[0]));
+                assert_eq!(pre_name(&tokenizer(&pre)), Some(row.names[0].as_str()));
             }
         }
         assert_eq!(Pre::named("other"), None);
