@@ -38,7 +38,7 @@ pub(crate) fn write_side(
         }
         write(&copy, &unchanged(&file, hashes)?)?;
     }
-    let config = unchanged(&source.config_file()?, hashes)?;
+    let config = unchanged(&source.config_file(), hashes)?;
     let marked = std::str::from_utf8(&config).ok().and_then(mark_config);
     let marked = marked.ok_or_else(|| Error::ConfigNotObject {
         path: source.path().to_owned(),

@@ -61,6 +61,16 @@ pub enum Error {
         /// The name asked for.
         tensor: String,
     },
+    /// Weights that are quantized in a way that is not known, or whose parts do not fit.
+    #[error("`{path}`: {place} {problem}")]
+    Quantization {
+        /// The folder or file.
+        path: PathBuf,
+        /// Key or tensor.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The tokenizer of a GGUF file cannot be written as a `tokenizer.json`.
     #[error("`{path}`: metadata `{key}`: {problem}")]
     GgufTokenizer {
@@ -256,6 +266,9 @@ impl Error {
                 "a model is a folder with `config.json` and safetensors weights, a GGUF file, or an artifact"
                     .to_owned(),
             ),
+            Error::Quantization { .. } => {
+                Some("start from the weights that it was quantized from".to_owned())
+            }
             Error::SplitGguf { .. } => {
                 Some("join them with `llama-gguf-split --merge`, then give the result".to_owned())
             }

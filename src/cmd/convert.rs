@@ -147,9 +147,9 @@ fn convert(
         .into());
     }
     let source = plan::checkpoint(model)?;
-    neuroconv_convert::check_rounded(&source, args.allow_requantize)?;
     fold_where_it_gains(&source, &mut recipe, ui)?;
     let plan = planned(&source, &recipe, imatrix.as_ref())?;
+    neuroconv_convert::check_rounded(&source, &plan, args.allow_requantize)?;
     if plan.wants_survey() && learning.size.is_some() {
         return Err(Misuse::new(
             "--outliers and --target-bpw do not go together",

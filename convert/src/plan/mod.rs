@@ -270,7 +270,7 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
             .iter()
             .cloned()
             .chain(notices)
-            .chain(rounded::warning(source))
+            .chain(rounded::warning(source, &tensors))
             .collect(),
         weights_bytes,
         bits_per_weight: weights_bytes as f64 * 8.0 / params as f64,

@@ -121,11 +121,14 @@ impl CheckpointFiles {
 
     /// The weights of the tensor `name`, as stored. They may hold values that are not finite.
     pub fn read(&self, name: &str) -> Result<DenseTensor, Error> {
-        let (shard, info) = self.find(name).ok_or_else(|| Error::NoTensor {
-            path: self.path().to_owned(),
-            tensor: shown(name),
-        })?;
+        let (shard, info) = self.find(name).ok_or_else(|| self.no_tensor(name))?;
         shard.read_dense(info)
+    }
+
+    /// The bytes of the tensor `name`, whatever its element type.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let (shard, info) = self.find(name).ok_or_else(|| self.no_tensor(name))?;
+        shard.read(info)
     }
 
     /// The files that hold the weights, in order of name.
@@ -162,6 +165,13 @@ impl CheckpointFiles {
             files.extend(self.folder.member(&name)?);
         }
         Ok(files)
+    }
+
+    fn no_tensor(&self, name: &str) -> Error {
+        Error::NoTensor {
+            path: self.path().to_owned(),
+            tensor: shown(name),
+        }
     }
 
     fn at(&self, (shard, place): (usize, usize)) -> Option<(&SafetensorsFile, &TensorInfo)> {

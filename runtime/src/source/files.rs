@@ -10,6 +10,7 @@ use neuroconv_recipes::Dropped;
 use serde_json::Value;
 
 use super::gguf::{self, GgufModel};
+use super::quantized::{self, QuantizedFolder};
 use crate::{Error, SideFiles};
 
 /// The configuration of a checkpoint.
@@ -26,6 +27,7 @@ pub struct ModelFiles {
 #[expect(clippy::large_enum_variant, reason = "there is one for a model")]
 enum Kind {
     Folder(CheckpointFiles),
+    Quantized(Box<QuantizedFolder>),
     Gguf(Box<GgufModel>),
 }
 
@@ -65,6 +67,15 @@ impl SideFile {
     }
 }
 
+/// How weights were rounded before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rounded {
+    /// Element types, or a method.
+    pub how: String,
+    /// Whether to three levels per matrix, which ternary codes hold without loss.
+    pub ternary: bool,
+}
+
 /// Where a tensor is stored.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -82,12 +93,28 @@ impl ModelFiles {
             Some(file) if !path.join(CONFIG).exists() => {
                 Kind::Gguf(Box::new(GgufModel::open(&file)?))
             }
-            _ => Kind::Folder(CheckpointFiles::open(path)?),
+            _ => {
+                let files = CheckpointFiles::open(path)?;
+                if quantized::is_quantized(files.config()) {
+                    Kind::Quantized(Box::new(QuantizedFolder::open(files)?))
+                } else {
+                    Kind::Folder(files)
+                }
+            }
         };
         Ok(ModelFiles {
             path: path.to_owned(),
             kind,
         })
+    }
+
+    /// The folder of safetensors, unless the model is one GGUF file.
+    fn stored(&self) -> Result<&CheckpointFiles, &GgufModel> {
+        match &self.kind {
+            Kind::Folder(files) => Ok(files),
+            Kind::Quantized(model) => Ok(model.files()),
+            Kind::Gguf(model) => Err(model),
+        }
     }
 
     /// What was opened.
@@ -97,9 +124,9 @@ impl ModelFiles {
 
     /// The folder that the files lie in.
     pub fn folder(&self) -> &Path {
-        match &self.kind {
-            Kind::Folder(files) => files.path(),
-            Kind::Gguf(model) => model.path().parent().unwrap_or(Path::new("")),
+        match self.stored() {
+            Ok(files) => files.path(),
+            Err(model) => model.path().parent().unwrap_or(Path::new("")),
         }
     }
 
@@ -108,6 +135,7 @@ impl ModelFiles {
     pub fn tensors(&self) -> Box<dyn Iterator<Item = &TensorInfo> + '_> {
         match &self.kind {
             Kind::Folder(files) => Box::new(files.tensors()),
+            Kind::Quantized(model) => Box::new(model.tensors()),
             Kind::Gguf(model) => Box::new(model.tensors()),
         }
     }
@@ -116,6 +144,7 @@ impl ModelFiles {
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         match &self.kind {
             Kind::Folder(files) => files.info(name),
+            Kind::Quantized(model) => model.info(name),
             Kind::Gguf(model) => model.info(name),
         }
     }
@@ -124,15 +153,16 @@ impl ModelFiles {
     pub fn read(&self, name: &str) -> Result<DenseTensor, Error> {
         match &self.kind {
             Kind::Folder(files) => Ok(files.read(name)?),
+            Kind::Quantized(model) => model.read(name),
             Kind::Gguf(model) => model.read(name),
         }
     }
 
     /// The files that hold the weights, in order of name.
     pub fn weight_files(&self) -> Vec<PathBuf> {
-        match &self.kind {
-            Kind::Folder(files) => files.weight_files(),
-            Kind::Gguf(model) => vec![model.path().to_owned()],
+        match self.stored() {
+            Ok(files) => files.weight_files(),
+            Err(model) => vec![model.path().to_owned()],
         }
     }
 
@@ -140,7 +170,7 @@ impl ModelFiles {
     pub fn all_files(&self) -> Result<Vec<PathBuf>, Error> {
         let mut paths = self.weight_files();
         let single = |path: &PathBuf| path.file_name() == Some(OsStr::new("model.safetensors"));
-        if let Kind::Folder(files) = &self.kind {
+        if let Ok(files) = self.stored() {
             if !paths.iter().any(single) {
                 paths.push(files.path().join("model.safetensors.index.json"));
             }
@@ -150,39 +180,37 @@ impl ModelFiles {
         Ok(paths)
     }
 
-    /// `config.json`.
+    /// `config.json`, without what it says of quantization.
     pub fn config(&self) -> &Value {
         match &self.kind {
             Kind::Folder(files) => files.config(),
+            Kind::Quantized(model) => model.config(),
             Kind::Gguf(model) => model.config(),
         }
     }
 
-    /// `config.json` as a file.
-    pub fn config_file(&self) -> Result<SideFile, Error> {
-        let content = match &self.kind {
-            Kind::Folder(files) => SideContent::Stored(files.path().join(CONFIG)),
-            Kind::Gguf(model) => SideContent::Made(gguf::pretty(model.config())),
+    /// `config.json` as a file, as it stands.
+    pub fn config_file(&self) -> SideFile {
+        let content = match self.stored() {
+            Ok(files) => SideContent::Stored(files.path().join(CONFIG)),
+            Err(model) => SideContent::Made(gguf::pretty(model.config())),
         };
-        Ok(SideFile {
+        SideFile {
             name: CONFIG.into(),
             content,
-        })
+        }
     }
 
     /// `generation_config.json`, where there is one.
     pub fn generation_config(&self) -> Option<&Value> {
-        match &self.kind {
-            Kind::Folder(files) => files.generation_config(),
-            Kind::Gguf(_) => None,
-        }
+        self.stored().ok()?.generation_config()
     }
 
     /// The small files that a tokenizer and a chat template are read from.
     pub fn side(&self) -> Result<SideFiles, Error> {
-        match &self.kind {
-            Kind::Folder(files) => Ok(SideFiles::Folder(files.path().to_owned())),
-            Kind::Gguf(model) => Ok(SideFiles::Made {
+        match self.stored() {
+            Ok(files) => Ok(SideFiles::Folder(files.path().to_owned())),
+            Err(model) => Ok(SideFiles::Made {
                 origin: model.path().to_owned(),
                 files: model.made()?,
             }),
@@ -192,8 +220,8 @@ impl ModelFiles {
     /// The files to put beside converted weights, in order of name: tokenizer, chat templates,
     /// generation defaults, licenses. Not `config.json`. Never code.
     pub fn side_files(&self) -> Result<Vec<SideFile>, Error> {
-        match &self.kind {
-            Kind::Folder(files) => Ok(files
+        match self.stored() {
+            Ok(files) => Ok(files
                 .side_files()?
                 .into_iter()
                 .map(|path| SideFile {
@@ -201,7 +229,7 @@ impl ModelFiles {
                     content: SideContent::Stored(path),
                 })
                 .collect()),
-            Kind::Gguf(model) => Ok(model
+            Err(model) => Ok(model
                 .made()?
                 .into_iter()
                 .map(|(name, bytes)| SideFile {
@@ -212,11 +240,27 @@ impl ModelFiles {
         }
     }
 
-    /// How the weights were rounded before, where a conversion that starts from them would lose twice.
-    pub fn rounded(&self) -> Option<String> {
+    /// How weights were rounded before, where a conversion that starts from them would lose twice.
+    pub fn rounded(&self) -> Option<Rounded> {
         match &self.kind {
             Kind::Folder(_) => None,
-            Kind::Gguf(model) => model.rounded(),
+            Kind::Quantized(model) => model.rounded().map(|how| Rounded {
+                how: how.to_owned(),
+                ternary: model.is_ternary(),
+            }),
+            Kind::Gguf(model) => model.rounded().map(|how| Rounded {
+                how,
+                ternary: false,
+            }),
+        }
+    }
+
+    /// Whether the tensor `name` was rounded before and is decoded.
+    pub fn decodes(&self, name: &str) -> bool {
+        match &self.kind {
+            Kind::Folder(_) => false,
+            Kind::Quantized(model) => model.decodes(name),
+            Kind::Gguf(model) => model.decodes(name),
         }
     }
 
@@ -224,6 +268,7 @@ impl ModelFiles {
     pub(super) fn warnings(&self) -> &[String] {
         match &self.kind {
             Kind::Folder(_) => &[],
+            Kind::Quantized(model) => model.warnings(),
             Kind::Gguf(model) => model.warnings(),
         }
     }
@@ -231,28 +276,28 @@ impl ModelFiles {
     /// Tensors of the files that are no weights and are not listed.
     pub(super) fn dropped(&self) -> Vec<Dropped> {
         match &self.kind {
-            Kind::Folder(_) => Vec::new(),
+            Kind::Folder(_) | Kind::Quantized(_) => Vec::new(),
             Kind::Gguf(model) => model.dropped(),
         }
     }
 
-    /// Where the bytes of a tensor stand.
+    /// Where the bytes of a tensor stand; `None` where it is made of several.
     pub(super) fn place(&self, name: &str) -> Result<Option<Place>, Error> {
-        match &self.kind {
-            Kind::Folder(files) => {
-                for path in files.weight_files() {
-                    let weights = SafetensorsFile::open(&path)?;
-                    if let Some(info) = weights.tensors().iter().find(|info| info.name == name) {
-                        return Ok(Some(Place {
-                            path,
-                            range: info.range.clone(),
-                            element: info.dtype.name().to_owned(),
-                        }));
-                    }
-                }
-                Ok(None)
+        let files = match self.stored() {
+            Ok(_) if self.decodes(name) => return Ok(None),
+            Ok(files) => files,
+            Err(model) => return Ok(model.place(name)),
+        };
+        for path in files.weight_files() {
+            let weights = SafetensorsFile::open(&path)?;
+            if let Some(info) = weights.tensors().iter().find(|info| info.name == name) {
+                return Ok(Some(Place {
+                    path,
+                    range: info.range.clone(),
+                    element: info.dtype.name().to_owned(),
+                }));
             }
-            Kind::Gguf(model) => Ok(model.place(name)),
         }
+        Ok(None)
     }
 }

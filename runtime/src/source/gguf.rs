@@ -121,6 +121,12 @@ impl GgufModel {
         self.dropped.clone()
     }
 
+    /// Whether a tensor's blocks are decoded.
+    pub(super) fn decodes(&self, name: &str) -> bool {
+        let view = self.views.get(name);
+        view.is_some_and(|view| self.stored(view).kind.block() > 1)
+    }
+
     /// The coarse element types among those of the tensors. Eight bits are taken as exact enough.
     pub(super) fn rounded(&self) -> Option<String> {
         let fine = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0];

@@ -2,6 +2,7 @@
 
 mod files;
 mod gguf;
+mod quantized;
 mod rewritten;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use neuroconv_recipes::{ModelSpec, Resolved, Role, SourceTensor, TensorId, near,
 use crate::{Error, SideFiles, TextTokenizer, WeightSource};
 
 use files::{CONFIG, Place};
-pub use files::{ModelFiles, SideContent, SideFile};
+pub use files::{ModelFiles, Rounded, SideContent, SideFile};
 pub use rewritten::Rewritten;
 
 /// Bytes compared at a time.
