@@ -11,3 +11,4 @@ mod outliers;
 mod output;
 mod plan;
 mod resume;
+mod rounded;

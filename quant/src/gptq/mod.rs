@@ -66,7 +66,7 @@ impl Rounding<'_> {
     /// Rounds and packs `w_nk`, `[rows, cols]` row-major.
     ///
     /// Never worse in outputs than rounding every group by itself, unless a share of zeros is asked
-    /// for. Refuses weights that are not finite and groups whose scale is beyond f16, naming the
+    /// for. Rows that have three levels already keep them, where three levels are asked for. Refuses weights that are not finite and groups whose scale is beyond f16, naming the
     /// first.
     ///
     /// Panics when the metric, the target or the columns stored apart do not fit the matrix.
@@ -117,14 +117,20 @@ impl Rounding<'_> {
     fn block(&self, w: &[f32], target: &[f32], mut panels: Vec<Panel<'_>>) -> Result<Block, Error> {
         let task = self.task(target)?;
         let nearest = task.nearest();
-        let mut coded = task.with_feedback();
-        // Where zeros are asked for, both have about as many, and may be compared as well.
-        task.take_better(&mut coded, &nearest);
-        for _ in 0..SWEEPS {
-            if task.sweep(&mut coded) == 0 {
-                break;
+        let coded = if self.holds(w) {
+            // What the levels hold exactly stays, whatever inputs came to meanwhile.
+            self.task(w)?.unweighted()
+        } else {
+            let mut coded = task.with_feedback();
+            // Where zeros are asked for, both have about as many, and may be compared as well.
+            task.take_better(&mut coded, &nearest);
+            for _ in 0..SWEEPS {
+                if task.sweep(&mut coded) == 0 {
+                    break;
+                }
             }
-        }
+            coded
+        };
         let costs = Costs {
             rounded: task.costs(&coded).iter().sum(),
             nearest: task.costs(&nearest).iter().sum(),
@@ -158,6 +164,22 @@ impl Rounding<'_> {
                 order.iter().map(apart).collect()
             },
         })
+    }
+
+    /// Whether every group of these rows has three levels already, a scale apart that f16 holds.
+    fn holds(&self, w: &[f32]) -> bool {
+        let plain = self.spec.levels == Levels::Ternary
+            && self.spec.threshold == Threshold::Mse
+            && !self.spec.shift
+            && self.apart.is_empty();
+        let ternary = |group: &[f32]| {
+            let mut kept = group.iter().map(|w| w.abs()).filter(|w| *w > 0.0);
+            let scale = kept.next().unwrap_or(0.0);
+            let exact = half::f16::from_f32(scale).to_f32().to_bits() == scale.to_bits();
+            exact && kept.all(|w| w.to_bits() == scale.to_bits())
+        };
+        let mut rows = w.chunks(self.metric.cols());
+        plain && rows.all(|row| row.chunks(self.spec.group).all(ternary))
     }
 
     /// The share of zeros that is asked for.

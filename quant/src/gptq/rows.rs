@@ -96,9 +96,19 @@ impl Task<'_> {
 
     /// Every group fitted by itself.
     pub(super) fn nearest(&self) -> Coded {
+        let places = 0..self.n();
+        let importance: Vec<f32> = places.map(|place| self.metric.row(place)[place]).collect();
+        self.alone(&importance)
+    }
+
+    /// Every group fitted by itself, all columns alike.
+    pub(super) fn unweighted(&self) -> Coded {
+        self.alone(&vec![1.0; self.n()])
+    }
+
+    fn alone(&self, importance: &[f32]) -> Coded {
         let n = self.n();
         let mut coded = self.empty();
-        let importance: Vec<f32> = (0..n).map(|place| self.metric.row(place)[place]).collect();
         for row in 0..self.rows() {
             for (index, (_, places)) in self.metric.groups().iter().enumerate() {
                 let own = row * n + places.start..row * n + places.end;

@@ -1,4 +1,4 @@
-//! BitNet's ternary matrices: codes -1, 0 and 1 in two bits, one scale for a matrix.
+//! `BitNet`'s ternary matrices: codes -1, 0 and 1 in two bits, one scale for a matrix.
 //!
 //! Byte `[i, j]` holds column `j` of rows `i`, `i + r`, `i + 2 r` and `i + 3 r`, `r` a quarter of the rows,
 //! the first in the lowest bits. `bitlinear` divides by the scale, `autobitlinear` multiplies. The scale is

@@ -4,7 +4,7 @@
 //! are packed alike, but down the columns. How many bits a level has follows from the shapes.
 
 use neuroconv_format::ElementType;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::levels::{Levels, turned, unpacked};
 use super::parts::{Parts, Settings};
@@ -28,7 +28,7 @@ pub(super) fn check(settings: &Settings<'_>) -> Result<(), Error> {
         if !(form.is_null() || form == FORMAT) {
             return Err(settings.bad("config_groups", &format!("a group's format is {form}")));
         }
-        if group["weights"]["type"] != Value::from("int") {
+        if group["weights"]["type"] != "int" {
             return Err(settings.bad("config_groups", "weights that are no integers"));
         }
         if !group["input_activations"].is_null() {
@@ -119,7 +119,7 @@ pub(super) fn values(parts: &Parts<'_>) -> Result<Vec<f32>, Error> {
         cols,
         groups,
         group_of,
-        levels,
+        codes: levels,
         zeros,
         scales: parts.floats(SCALE)?,
     };

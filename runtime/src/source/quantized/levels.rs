@@ -1,6 +1,6 @@
 //! Integers with a scale and a zero for every group of columns of a row: what most methods come to.
 
-/// A matrix of levels. A value is `(level - zero) scale`, exact before the last rounding.
+/// A matrix of levels. A value is `(code - zero) scale`, exact before the last rounding.
 pub(super) struct Levels {
     /// Columns.
     pub(super) cols: usize,
@@ -9,7 +9,7 @@ pub(super) struct Levels {
     /// The group of each column.
     pub(super) group_of: Vec<usize>,
     /// `[rows, cols]`.
-    pub(super) levels: Vec<i32>,
+    pub(super) codes: Vec<i32>,
     /// `[rows, groups]`; empty where zero is zero.
     pub(super) zeros: Vec<i32>,
     /// `[rows, groups]`.
@@ -25,7 +25,7 @@ impl Levels {
 
     /// Every value, row by row.
     pub(super) fn values(&self) -> Vec<f32> {
-        let rows = self.levels.chunks_exact(self.cols).enumerate();
+        let rows = self.codes.chunks_exact(self.cols).enumerate();
         rows.flat_map(|(row, levels)| {
             levels
                 .iter()

@@ -1,7 +1,7 @@
 //! A folder whose matrices are quantized already, seen as a checkpoint with dense ones.
 //!
 //! Owns which methods are known and how their tensors are found; one file per form says what the bits
-//! mean. Values come out as single precision; those of BitNet in half precision, which holds them exactly.
+//! mean. Values come out as single precision; those of `BitNet` in half precision, which holds them exactly.
 //! What a method does to activations is not done here, and said.
 
 mod bitnet;

@@ -99,7 +99,7 @@ impl Gptq {
             cols,
             groups,
             group_of,
-            levels: unpacked(&words, self.bits).collect(),
+            codes: unpacked(&words, self.bits).collect(),
             zeros: turned(&zeros.collect::<Vec<_>>(), rows),
             scales: turned(&parts.floats(SCALES)?, rows),
         };
@@ -127,7 +127,7 @@ pub(super) fn awq_values(parts: &Parts<'_>) -> Result<Vec<f32>, Error> {
         cols,
         groups,
         group_of: Levels::in_order(cols, groups),
-        levels: turned(&in_order(&parts.words(CODES)?), rows),
+        codes: turned(&in_order(&parts.words(CODES)?), rows),
         zeros: turned(&in_order(&parts.words(ZEROS)?), rows),
         scales: turned(&parts.floats(SCALES)?, rows),
     };
