@@ -95,7 +95,12 @@ fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
                 .tensors()
                 .map(|t| t.range.end - t.range.start)
                 .sum();
-            ("checkpoint", bytes, c.resolved().warnings.clone(), None)
+            let rounded = c
+                .files()
+                .rounded()
+                .map(|rounded| format!("the weights were rounded before ({})", rounded.how));
+            let warnings = c.resolved().warnings.iter().cloned().chain(rounded);
+            ("checkpoint", bytes, warnings.collect(), None)
         }
         Source::Artifact(a) => {
             let manifest = a.artifact().manifest();

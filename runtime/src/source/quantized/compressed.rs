@@ -21,6 +21,8 @@ const GROUP: &str = "weight_g_idx";
 pub(super) fn check(settings: &Settings<'_>) -> Result<(), Error> {
     const FORMAT: &str = "pack-quantized";
     settings.check("format", &[json!(FORMAT), json!("mixed-precision")])?;
+    settings.nothing("sparsity_config")?;
+    settings.nothing("transform_config")?;
     let groups = settings.needed("config_groups")?;
     let groups = groups.as_object().into_iter().flatten();
     for (_, group) in groups {

@@ -44,6 +44,20 @@ impl<'a> Settings<'a> {
         self.get(key).ok_or_else(|| self.bad(key, "it is needed"))
     }
 
+    /// Refuses a value that says something: it changes what the tensors mean.
+    pub(super) fn nothing(&self, key: &str) -> Result<(), Error> {
+        let says = match self.get(key) {
+            None | Some(Value::Bool(false)) => false,
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(_) => true,
+        };
+        if says {
+            return Err(self.bad(key, "it is not read"));
+        }
+        Ok(())
+    }
+
     /// Refuses a value that is there and is none of `known`.
     pub(super) fn check(&self, key: &str, known: &[Value]) -> Result<(), Error> {
         match self.get(key) {

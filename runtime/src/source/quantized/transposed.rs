@@ -30,7 +30,12 @@ pub(super) struct Gptq {
 pub(super) fn gptq(settings: &Settings<'_>) -> Result<Gptq, Error> {
     let known = [json!("gptq"), json!("gptq_v2")];
     settings.check("checkpoint_format", &known)?;
-    let offset = i32::from(settings.get("checkpoint_format") != Some(&known[1]));
+    settings.check("format", &known)?;
+    settings.nothing("is_marlin_format")?;
+    // Other bits for single matrices.
+    settings.nothing("dynamic")?;
+    let form = settings.get("checkpoint_format").or(settings.get("format"));
+    let offset = i32::from(form != Some(&known[1]));
     match settings.needed("bits")?.as_u64() {
         Some(bits @ (4 | 8)) => Ok(Gptq {
             bits: bits as u32,
