@@ -1,5 +1,7 @@
 //! What can be wrong with a checkpoint folder.
 
+use std::path::Path;
+
 use crate::limits;
 
 /// Why a folder is no usable checkpoint.
@@ -44,6 +46,11 @@ impl CheckpointError {
         let hint = match self {
             CheckpointError::NoConfig | CheckpointError::NoWeights => {
                 "name the folder of a Hugging Face checkpoint with safetensors weights"
+            }
+            CheckpointError::OtherWeights { file }
+                if Path::new(file).extension().is_some_and(|end| end == "gguf") =>
+            {
+                "give the GGUF file itself, by name"
             }
             CheckpointError::OtherWeights { .. } => {
                 "download the safetensors version of the model, or convert it with `save_pretrained`"
