@@ -14,7 +14,7 @@ use crate::spec::QkNorm;
 /// The score of a query is `q_nope · K_B c + q_rope · k_rope`, its scale already in the query;
 /// only the rope parts are rotated, by the frequencies in [`Role::RopeFreq`], channel `i` paired
 /// with `i + rope_dim / 2`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MlaSpec {
     /// Query heads.
@@ -27,6 +27,10 @@ pub struct MlaSpec {
     pub rope_dim: usize,
     /// How queries and latent come out of the input.
     pub encoder: MlaEncoder,
+    /// Added to the mean square in the norm that the latent goes through, where it has one; its gain
+    /// is [`Role::KvANorm`]. A conversion makes none; other engines know nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent_norm: Option<f64>,
 }
 
 /// How queries and the latent come out of a layer's input.
@@ -69,6 +73,7 @@ impl MlaSpec {
             rank,
             rope_dim,
             encoder,
+            latent_norm,
         } = *self;
         let cached = rank + rope_dim;
         let mut out = match encoder {
@@ -106,6 +111,9 @@ impl MlaSpec {
             (Role::O, vec![hidden, heads * head_dim]),
             (Role::OBias, vec![hidden]),
         ]);
+        if latent_norm.is_some() {
+            out.push((Role::KvANorm, vec![rank]));
+        }
         if rope_dim > 0 {
             out.push((Role::RopeFreq, vec![rope_dim / 2]));
         }

@@ -152,6 +152,7 @@ fn shape(role: Role) -> &'static str {
         Role::QRope => "[heads*rope_dim, head_dim]",
         Role::KvA => "[rank+rope_dim, hidden]",
         Role::KvABias => "[rank+rope_dim]",
+        Role::KvANorm => "[rank]",
         Role::KB | Role::VB => "[heads*head_dim, rank]",
         Role::RopeFreq => "[rope_dim/2]",
         Role::Gate | Role::Up => "[ffn, hidden]",

@@ -43,6 +43,8 @@ pub enum Role {
     KvA,
     /// Bias of [`Role::KvA`].
     KvABias,
+    /// Norm gain of the latent, `[rank]`.
+    KvANorm,
     /// Latent to unrotated keys, `[heads * head_dim, rank]`.
     KB,
     /// Latent to values, `[heads * head_dim, rank]`.
@@ -82,7 +84,7 @@ pub enum RoleKind {
 
 impl Role {
     /// Every role, in the order in which tensors are planned and stored.
-    pub const ALL: [Role; 27] = [
+    pub const ALL: [Role; 28] = [
         Role::Embed,
         Role::AttnNorm,
         Role::Q,
@@ -96,6 +98,7 @@ impl Role {
         Role::VBias,
         Role::KvA,
         Role::KvABias,
+        Role::KvANorm,
         Role::KB,
         Role::VB,
         Role::RopeFreq,
@@ -132,6 +135,7 @@ impl Role {
             Role::QRope => "attn_q_rope",
             Role::KvA => "attn_kv_a",
             Role::KvABias => "attn_kv_a_bias",
+            Role::KvANorm => "attn_kv_a_norm",
             Role::KB => "attn_k_b",
             Role::VB => "attn_v_b",
             Role::RopeFreq => "attn_rope_freq",
@@ -154,9 +158,12 @@ impl Role {
             }
             Role::QRope | Role::KvA | Role::KB | Role::VB => RoleKind::Linear,
             Role::RopeFreq => RoleKind::Frequency,
-            Role::FinalNorm | Role::AttnNorm | Role::QNorm | Role::KNorm | Role::MlpNorm => {
-                RoleKind::Norm
-            }
+            Role::FinalNorm
+            | Role::AttnNorm
+            | Role::QNorm
+            | Role::KNorm
+            | Role::KvANorm
+            | Role::MlpNorm => RoleKind::Norm,
             Role::QBias
             | Role::KBias
             | Role::VBias
@@ -188,6 +195,7 @@ impl Role {
             | Role::VBias
             | Role::KvA
             | Role::KvABias
+            | Role::KvANorm
             | Role::KB
             | Role::VB
             | Role::RopeFreq

@@ -159,6 +159,9 @@ fn validate_mla(layer: usize, a: &MlaSpec) -> Result<(), Error> {
         "an even number",
         || a.rope_dim.to_string(),
     )?;
+    if let Some(eps) = a.latent_norm {
+        range(&field("latent_norm"), eps, &NORM_EPS)?;
+    }
     match a.encoder {
         MlaEncoder::Linear => Ok(()),
         MlaEncoder::Normed { kv_heads } => kv_groups(layer, a.heads, kv_heads),
@@ -288,6 +291,7 @@ mod tests {
             rank: 12,
             rope_dim: 4,
             encoder: MlaEncoder::Normed { kv_heads: 2 },
+            latent_norm: None,
         };
         let latent = LatentSpec {
             heads: 4,
@@ -318,6 +322,7 @@ mod tests {
         forge("head_dim", with(&|a| a.head_dim = 1 << 20));
         forge("rank", with(&|a| a.rank = 0));
         forge("rope_dim", with(&|a| a.rope_dim = 3));
+        forge("latent_norm", with(&|a| a.latent_norm = Some(f64::NAN)));
         forge(
             "kv_heads",
             with(&|a| a.encoder = MlaEncoder::Normed { kv_heads: 3 }),
@@ -349,6 +354,7 @@ mod tests {
             rank: *RANK.end() as usize,
             rope_dim: *ROPE_DIM.end() as usize,
             encoder: MlaEncoder::Normed { kv_heads: 4096 },
+            latent_norm: Some(1e-6),
         };
         let latent = LayerSpec {
             mixer: Mixer::Mla(latent),

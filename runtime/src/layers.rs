@@ -194,6 +194,7 @@ impl Place {
             | Role::VBias
             | Role::OBias
             | Role::KvABias
+            | Role::KvANorm
             | Role::GateBias
             | Role::UpBias
             | Role::DownBias => None,

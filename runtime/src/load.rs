@@ -213,12 +213,17 @@ impl<'s> Loader<'s> {
         } else {
             Vec::new()
         };
+        let latent_norm = match spec.latent_norm {
+            Some(eps) => Some(RmsNorm::new(self.vector(id(Role::KvANorm))?, eps)),
+            None => None,
+        };
         let (k_b, v_b) = (self.floats(id(Role::KB))?, self.floats(id(Role::VB))?);
         let decoder = LatentDecoder::new(spec, &k_b, v_b);
         self.bytes += decoder.bytes();
         Ok(Mla {
             spec: spec.clone(),
             encoder,
+            latent_norm,
             inv_freq,
             decoder,
             o: with_bias(self, Role::O, Role::OBias)?,

@@ -267,7 +267,8 @@ fn a_key_matrix_in_the_place_of_queries_is_named() {
 fn a_norm_gain_that_is_off_is_noticed() {
     let norms = Role::ALL
         .into_iter()
-        .filter(|role| role.kind() == RoleKind::Norm);
+        // The norm of latents is in no golden model: the tests of `mla` hold it to its formula.
+        .filter(|role| role.kind() == RoleKind::Norm && *role != Role::KvANorm);
     for role in norms {
         must_be_noticed(role.name(), |model| {
             let id = if role.is_per_layer() {

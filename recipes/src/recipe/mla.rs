@@ -267,6 +267,7 @@ impl MlaRecipe {
                     QkNorm::None => MlaEncoder::Linear,
                     QkNorm::PerHead => MlaEncoder::Normed { kv_heads },
                 },
+                latent_norm: None,
             }),
         }
     }

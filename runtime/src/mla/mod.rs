@@ -1,5 +1,6 @@
 //! Multi-head latent attention (`DeepSeek-V2`, 2024) in its native form: frequencies of the layer's
-//! own, biases, no norm of the latent, the score scale inside the query.
+//! own, biases, the score scale inside the query, and a norm of the latent only where other engines
+//! are imitated.
 //!
 //! Two ways to the same result. *Absorbed*: queries are carried into the latent space and attend
 //! to the remembered rows as they are. *Expanded*: keys and values of all heads are formed from the
@@ -21,6 +22,8 @@ use crate::rope::{Positions, Rotation};
 pub(crate) struct Mla {
     pub(crate) spec: MlaSpec,
     pub(crate) encoder: Encoder,
+    /// Norm of the latent before it is remembered.
+    pub(crate) latent_norm: Option<RmsNorm>,
     /// Radians per position of the rotated pairs.
     pub(crate) inv_freq: Vec<f64>,
     pub(crate) decoder: LatentDecoder,
@@ -141,12 +144,17 @@ impl Mla {
             nope_thd,
             mut rope_thp,
         } = queries;
-        if rope_dim > 0 {
-            let Positions { start, count, .. } = *positions;
-            let rotation = Rotation::new(RopeLayout::Half, &self.inv_freq, start, count);
-            rotation.apply(&mut rope_thp, heads, rope_dim);
-            let (latents, mut keys) = split(&rows_tc, rank, rope_dim);
-            rotation.apply(&mut keys, 1, rope_dim);
+        if rope_dim > 0 || self.latent_norm.is_some() {
+            let (mut latents, mut keys) = split(&rows_tc, rank, rope_dim);
+            if rope_dim > 0 {
+                let Positions { start, count, .. } = *positions;
+                let rotation = Rotation::new(RopeLayout::Half, &self.inv_freq, start, count);
+                rotation.apply(&mut rope_thp, heads, rope_dim);
+                rotation.apply(&mut keys, 1, rope_dim);
+            }
+            if let Some(norm) = &self.latent_norm {
+                norm.apply(&mut latents);
+            }
             rows_tc = join(&latents, rank, &keys, rope_dim);
         }
         cache.append(&rows_tc, &[]);

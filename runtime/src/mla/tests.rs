@@ -18,6 +18,7 @@ fn mla(rank: usize, rope_dim: usize, encoder: MlaEncoder) -> MlaSpec {
         rank,
         rope_dim,
         encoder,
+        latent_norm: None,
     }
 }
 
@@ -46,7 +47,14 @@ fn every_shape() -> Vec<MlaSpec> {
         mla(20, 0, MlaEncoder::Linear),
         mla(12, 6, normed),
         mla(9, 0, normed),
+        with_latent_norm(mla(12, 6, MlaEncoder::Linear)),
+        with_latent_norm(mla(20, 0, MlaEncoder::Linear)),
     ]
+}
+
+fn with_latent_norm(mut shape: MlaSpec) -> MlaSpec {
+    shape.latent_norm = Some(1e-3);
+    shape
 }
 
 fn noise(n: usize) -> Vec<f32> {
@@ -97,6 +105,11 @@ fn absorbed_and_expanded_agree() {
 #[test]
 fn a_layer_does_what_its_formulas_say() {
     let shape = mla(12, 6, MlaEncoder::Linear);
+    check_formulas(&with_latent_norm(shape.clone()));
+    check_formulas(&shape);
+}
+
+fn check_formulas(shape: &MlaSpec) {
     let model = model([Mixer::Mla(shape.clone()), Mixer::Mla(shape.clone())]);
     let decoder = Decoder::load(&model).unwrap();
     let t = 7;
@@ -140,7 +153,14 @@ fn a_layer_does_what_its_formulas_say() {
             let q_rope = rotated(&q_h[8..], query);
             let (mut weights, mut values) = (Vec::new(), Vec::new());
             for key in 0..=query {
-                let row = affine(&a_w, &a_b, &wide(key));
+                let mut row = affine(&a_w, &a_b, &wide(key));
+                if let Some(eps) = shape.latent_norm {
+                    let mean = row[..12].iter().map(|c| c * c).sum::<f64>() / 12.0;
+                    let gain = of(Role::KvANorm);
+                    for (c, gain) in row.iter_mut().zip(&gain) {
+                        *c *= f64::from(*gain) / (mean + eps).sqrt();
+                    }
+                }
                 let rows = head * 8 * 12..(head + 1) * 8 * 12;
                 let k = affine(&k_b[rows.clone()], &none, &row[..12]);
                 values.push(affine(&v_b[rows], &none, &row[..12]));

@@ -44,6 +44,8 @@ pub(super) struct Mla {
     k_b: Linear,
     v_b: Linear,
     normed: Option<Normed>,
+    /// Gain and epsilon of the norm of the latent.
+    latent_norm: Option<(Tensor, f64)>,
 }
 
 /// What the encoder of models with query and key norms has besides.
@@ -258,6 +260,10 @@ impl Mla {
             k_b: r.linear(Role::KB, [width, a.rank], None)?.exact(),
             v_b: r.linear(Role::VB, [width, a.rank], None)?.exact(),
             normed,
+            latent_norm: match a.latent_norm {
+                Some(eps) => Some((r.get(Role::KvANorm, &[a.rank])?, eps)),
+                None => None,
+            },
         })
     }
 
@@ -265,7 +271,10 @@ impl Mla {
     fn forward(&self, x_td: &Tensor) -> Result<Tensor> {
         let a = &self.spec;
         let (q_nope, q_rope, row) = self.encode(x_td)?;
-        let c_tr = row.narrow(1, 0, a.rank)?.contiguous()?;
+        let mut c_tr = row.narrow(1, 0, a.rank)?.contiguous()?;
+        if let Some((gain, eps)) = &self.latent_norm {
+            c_tr = rms_norm(&c_tr, gain, *eps)?;
+        }
         let mut q = q_nope;
         let mut k = by_head(&self.k_b.forward(&c_tr)?, a.heads)?;
         if let (Some(rotary), Some(q_rope)) = (&self.heads.rotary, q_rope) {
