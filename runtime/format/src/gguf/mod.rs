@@ -6,6 +6,7 @@
 
 mod blocks;
 mod cursor;
+mod encode;
 mod error;
 mod file;
 mod header;
@@ -14,6 +15,7 @@ mod kind;
 mod metadata;
 mod writer;
 
+pub use encode::RowLevels;
 pub use error::GgufError;
 pub use file::GgufFile;
 pub use header::GgufTensor;

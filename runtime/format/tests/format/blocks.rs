@@ -19,6 +19,10 @@ fn blocks_decode_to_the_values_of_an_independent_decoder_bit_for_bit() {
         let Some(kind) = GgmlType::from_id(id) else {
             continue;
         };
+        // No independent decoder knows it yet; `ternary` holds it to values by hand.
+        if kind == GgmlType::Q2_0 {
+            continue;
+        }
         let Some(golden) = golden.get(kind.name()) else {
             assert!(kind.decode(&[]).is_none(), "{kind} has no golden values");
             continue;

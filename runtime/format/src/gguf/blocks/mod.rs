@@ -26,6 +26,7 @@ impl GgmlType {
             GgmlType::Q4_K => k::q4,
             GgmlType::Q5_K => k::q5,
             GgmlType::Q6_K => k::q6,
+            GgmlType::Q2_0 => ternary::q2,
             GgmlType::TQ1_0 => ternary::tq1,
             GgmlType::TQ2_0 => ternary::tq2,
             _ => return None,

@@ -1,4 +1,5 @@
-//! Blocks of 256 weights of -1, 0 and 1 under one scale: `TQ1_0`, `TQ2_0`.
+//! Blocks of weights of -1, 0 and 1 under one scale: `TQ1_0` and `TQ2_0` of 256, `Q2_0` of 64, which
+//! also has 2.
 
 use super::half;
 
@@ -46,5 +47,33 @@ pub(super) fn tq2(block: &[u8], out: &mut [f32]) {
     });
     for (out, code) in out.iter_mut().zip(codes) {
         *out = (f32::from(code) - 1.0) * d;
+    }
+}
+
+/// Four weights in a byte, two bits each, the first lowest.
+pub(super) fn q2(block: &[u8], out: &mut [f32]) {
+    let (d, codes) = half(block);
+    let codes = codes
+        .iter()
+        .flat_map(|byte| [0, 2, 4, 6].into_iter().map(move |shift| byte >> shift & 3));
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = (f32::from(code) - 1.0) * d;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_bits_count_from_minus_one() {
+        // Scale 0.5, then 0b11_10_01_00 sixteen times: -1, 0, 1, 2.
+        let mut block = vec![0x00, 0x38];
+        block.extend([0b1110_0100; 16]);
+        let mut values = [f32::NAN; 64];
+        q2(&block, &mut values);
+        for four in values.chunks(4) {
+            assert_eq!(four, [-0.5, 0.0, 0.5, 1.0]);
+        }
     }
 }
