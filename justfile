@@ -15,6 +15,14 @@ browser:
 gate:
     .ci/gate
 
+# Exports of every family in the engines they are for; writes docs/interop.md. Needs Python, CMake and a
+# C++ compiler.
+interop:
+    interop/setup
+    cargo build --release
+    cargo build --release --workspace --example logits
+    target/interop/venv/bin/python interop/run.py
+
 # The main job on the built-in model.
 demo:
     cargo run --release -- demo
