@@ -5,6 +5,7 @@
 
 use std::io;
 
+use neuroconv_convert::export::ExportError;
 use neuroconv_convert::{Error as ConvertError, ImportanceError};
 use neuroconv_recipes::Error as RecipeError;
 use neuroconv_verify::Error as VerifyError;
@@ -27,15 +28,6 @@ impl Misuse {
             hint: hint.into(),
         }
     }
-}
-
-/// A command that this version does not have.
-pub(crate) fn unsupported(command: &str) -> anyhow::Error {
-    Misuse::new(
-        format!("`neuroconv {command}` is not in this version"),
-        "this version has inspect, plan, mla, int8, int4, ternary, run, verify, gate, eval, generate, bench, diff and demo",
-    )
-    .into()
 }
 
 /// What an error means for the caller.
@@ -96,9 +88,11 @@ pub(crate) fn classify(error: &anyhow::Error) -> Failure {
 fn convert(error: &ConvertError) -> Failure {
     let exit = match error {
         ConvertError::Recipe(e) => recipe(e),
-        ConvertError::Io(e) => io(e),
+        ConvertError::Io(e) | ConvertError::Export(ExportError::Io(e)) => io(e),
+        ConvertError::Export(ExportError::Interrupted) => Exit::Interrupted,
         ConvertError::OutputName { .. }
         | ConvertError::RewrittenAttention { .. }
+        | ConvertError::Export(ExportError::Packing { .. } | ExportError::Recipe(_))
         | ConvertError::Importance(ImportanceError::Contradiction { .. }) => Exit::Usage,
         ConvertError::File { .. }
         | ConvertError::OutputExists { .. }

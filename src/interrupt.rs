@@ -23,6 +23,17 @@ pub(crate) fn watch_resumable() {
     });
 }
 
+/// From now on ctrl-C stops at the next tensor, or after a moment wherever the run is. Nothing is kept.
+pub(crate) fn watch() {
+    let _ = ctrlc::set_handler(|| {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+        std::thread::sleep(GRACE);
+        let text = "\nerror: interrupted; nothing was written under the final name\n";
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        leave();
+    });
+}
+
 /// What to do after an interruption.
 pub(crate) fn resume_hint() -> String {
     let command: Vec<String> = std::env::args().collect();

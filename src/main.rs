@@ -10,6 +10,7 @@ mod cmd;
 mod corpus;
 mod demo_model;
 mod exit;
+mod export;
 mod failure;
 mod github;
 mod importance;
@@ -101,7 +102,7 @@ fn run(command: Command, threads: &[u16], seed: u64, ui: Ui) -> anyhow::Result<E
         Command::Bench(args) => cmd::bench::run(&args, threads, seed, ui),
         Command::Diff(args) => cmd::diff::run(&args, ui),
         Command::Demo(args) => cmd::demo::run(&args, ui),
-        Command::Export(_) => Err(failure::unsupported("export")),
+        Command::Export(args) => cmd::export::run(&args, ui),
         Command::Gate(args) => cmd::gate::run(&args, ui),
         Command::Schema(args) => Ok(cmd::schema::run(&args)),
     }

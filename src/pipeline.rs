@@ -440,6 +440,7 @@ pub(crate) fn settle(
         staged.manifest(),
         staged.target(),
         carried,
+        &job.plan.engines,
     );
     let emission = Emission {
         verdict,

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use neuroconv_convert::Card;
-use neuroconv_convert::card::FrontMatter;
+use neuroconv_convert::card::{FrontMatter, USE_OF_ARTIFACT};
+use neuroconv_convert::export::EngineVerdict;
 use neuroconv_format::Manifest;
 use neuroconv_format::manifest::SourceRecord;
 use neuroconv_recipes::Recipe;
@@ -81,6 +82,7 @@ pub(crate) fn card(
     manifest: &Manifest,
     target: &Path,
     carried: FrontMatter,
+    engines: &[EngineVerdict],
 ) -> Card {
     let title = target
         .file_name()
@@ -119,6 +121,9 @@ pub(crate) fn card(
         },
         comparison: comparison(report),
         checks: report.checks.iter().map(check_row).collect(),
+        engines: engines.iter().map(EngineVerdict::row).collect(),
+        library: "neuroconv".to_owned(),
+        usage: USE_OF_ARTIFACT.to_owned(),
         command: command_line(),
         recipe_toml: recipe.to_toml(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -270,7 +275,7 @@ pub(crate) fn verdict_word(verdict: Verdict) -> &'static str {
 }
 
 /// The command as it was typed, with folders cut to their names: a card is published.
-fn command_line() -> String {
+pub(crate) fn command_line() -> String {
     let words = std::env::args().skip(1).map(|word| {
         let path = Path::new(&word);
         match path.file_name() {

@@ -4,6 +4,7 @@
 
 mod arrows;
 mod cli;
+mod export;
 mod gate;
 mod mla;
 mod place;

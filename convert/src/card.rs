@@ -14,6 +14,13 @@ const CARD_LIMIT: u64 = 64 << 10;
 /// Keys of the source's front matter that are carried over, in the order they are written.
 const CARRIED: [&str; 4] = ["license", "license_name", "license_link", "language"];
 
+/// What the card of an artifact says about its use.
+pub const USE_OF_ARTIFACT: &str = "The full report stands in `neuroconv/report.json`, the origin of \
+    every tensor in `neuroconv/manifest.json`. The weights are packed; loaders of plain weights \
+    refuse the folder.\n\n```\nneuroconv generate . -p \"Once upon a time\"\n\
+    neuroconv export . --to hf -o FOLDER   # or --to gguf -o FILE: for other engines\n\
+    sha256sum -c neuroconv/SHA256SUMS\n```\n";
+
 /// What a model card says.
 #[derive(Clone, Debug, Default)]
 pub struct Card {
@@ -41,6 +48,12 @@ pub struct Card {
     pub comparison: Vec<[String; 3]>,
     /// The checks: id, limit, observed, outcome.
     pub checks: Vec<[String; 4]>,
+    /// Which engines can run it: engine, verdict, why, whether that was tried.
+    pub engines: Vec<[String; 4]>,
+    /// The library that loads it.
+    pub library: String,
+    /// What the section about use says, in Markdown.
+    pub usage: String,
     /// The command that made the artifact.
     pub command: String,
     /// The resolved recipe.
@@ -156,16 +169,20 @@ impl Card {
             &["check", "limit", "observed", "outcome"],
             &self.checks,
         );
-        out += "\nThe full report stands in `neuroconv/report.json`, the origin of every tensor in \
-                `neuroconv/manifest.json`.\n";
-        out += "\n## Use\n\nThe weights are packed; loaders of plain weights refuse the folder.\n\n\
-                ```\nneuroconv generate . -p \"Once upon a time\"\n\
-                sha256sum -c neuroconv/SHA256SUMS\n```\n";
+        table(
+            &mut out,
+            "Engines",
+            &["engine", "", "why", "tried"],
+            &self.engines,
+        );
+        let _ = write!(out, "\n## Use\n\n{}", self.usage);
         let _ = write!(out, "\n## How it was made\n\n{}", fenced("", &self.command));
         if let Some(commit) = &self.commit {
             let _ = write!(out, "\nSource commit: {}\n", text(commit));
         }
-        let _ = write!(out, "\n{}", fenced("toml", &self.recipe_toml));
+        if !self.recipe_toml.is_empty() {
+            let _ = write!(out, "\n{}", fenced("toml", &self.recipe_toml));
+        }
         if !self.limits.is_empty() {
             out += "\n## Limits\n\n";
             for limit in &self.limits {
@@ -190,7 +207,11 @@ impl Card {
                 None => {}
             }
         }
-        out += "library_name: neuroconv\npipeline_tag: text-generation\n";
+        let _ = writeln!(
+            out,
+            "library_name: {}\npipeline_tag: text-generation",
+            yaml(&self.library)
+        );
         if let Some(base) = &self.base_model {
             let _ = writeln!(
                 out,
@@ -311,6 +332,7 @@ mod tests {
         assert_eq!(carried.license(), Some("apache-2.0"));
         let card = Card {
             carried,
+            library: "neuroconv".to_owned(),
             ..Card::default()
         }
         .front_matter();

@@ -123,7 +123,7 @@ impl StagedArtifact {
         sync_tree(&artifact)?;
         // These advances are no bytes: they mark the points between the last steps.
         progress.advance(0);
-        self.publish(&artifact)?;
+        move_into_place(&self.staging, &artifact, &self.work.path().join("old"))?;
         progress.advance(0);
         sync_dir(self.staging.parent())?;
         self.work.remove()?;
@@ -186,28 +186,26 @@ impl StagedArtifact {
         }
         Ok(sums)
     }
+}
 
-    /// The move to the final name.
-    fn publish(&self, artifact: &Path) -> Result<(), Error> {
-        let target = self.staging.target();
-        let exists = self.staging.target_exists();
-        let flags = if exists {
-            RenameFlags::EXCHANGE
-        } else {
-            RenameFlags::NOREPLACE
-        };
-        self.staging.check_replaceable()?;
-        match renameat_with(CWD, artifact, CWD, target, flags) {
-            // An exchange leaves the old artifact in the staging folder, which goes away.
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(Error::OutputExists {
-                path: target.to_owned(),
-            }),
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                replace(artifact, target, &self.work.path().join("old"), exists)
-            }
-            Err(e) => Err(Error::file("move the artifact to", target)(e)),
-        }
+/// The move of `new` to the final name, in one step. What stood there is where `new` was, or at `old`.
+pub(crate) fn move_into_place(staging: &Staging, new: &Path, old: &Path) -> Result<(), Error> {
+    let target = staging.target();
+    let exists = staging.target_exists();
+    let flags = if exists {
+        RenameFlags::EXCHANGE
+    } else {
+        RenameFlags::NOREPLACE
+    };
+    staging.check_replaceable()?;
+    match renameat_with(CWD, new, CWD, target, flags) {
+        // An exchange leaves what was there in the staging folder, which goes away.
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(Error::OutputExists {
+            path: target.to_owned(),
+        }),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => replace(new, target, old, exists),
+        Err(e) => Err(Error::file("move the result to", target)(e)),
     }
 }
 
@@ -230,7 +228,7 @@ fn replace(new: &Path, target: &Path, old: &Path, exists: bool) -> Result<(), Er
 }
 
 /// Makes every file and folder below `root` durable, the folders after what they hold.
-fn sync_tree(root: &Path) -> Result<(), Error> {
+pub(crate) fn sync_tree(root: &Path) -> Result<(), Error> {
     for entry in fs_err::read_dir(root)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

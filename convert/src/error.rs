@@ -38,6 +38,9 @@ pub enum Error {
     /// The source could not be opened.
     #[error(transparent)]
     Runtime(#[from] neuroconv_runtime::Error),
+    /// The model could not be exported.
+    #[error(transparent)]
+    Export(#[from] crate::export::ExportError),
     /// Attention could not be converted.
     #[error(transparent)]
     Mla(#[from] crate::mla::Error),
@@ -251,6 +254,7 @@ impl Error {
             Error::Format(e) => return e.hint(),
             Error::Recipe(e) => return e.hint(),
             Error::Runtime(e) => return e.hint(),
+            Error::Export(e) => return e.hint(),
             Error::Mla(e) => return e.hint(),
             Error::Importance(e) => return e.hint(),
             Error::Quantize { source, .. } => return source.hint(),

@@ -27,6 +27,7 @@ mod dense;
 mod emit;
 mod error;
 mod execute;
+pub mod export;
 mod folder;
 mod folding;
 mod importance;

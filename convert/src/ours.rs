@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use neuroconv_format::artifact::Artifact;
+use neuroconv_format::gguf::GgufFile;
 use neuroconv_format::manifest::Manifest;
 
 use crate::Error;
@@ -19,23 +20,33 @@ pub(crate) const FOLDER: &str = "neuroconv";
 pub(crate) const MANIFEST: &str = "neuroconv/manifest.json";
 /// The resolved recipe.
 pub(crate) const RECIPE: &str = "neuroconv/recipe.toml";
+/// What an export was made of.
+pub(crate) const EXPORT: &str = "neuroconv/export.json";
+/// The key by which a GGUF file of ours is known; its value is the version of this program.
+pub(crate) const GGUF_KEY: &str = "neuroconv.version";
 /// The hashes of all other files.
 pub(crate) const SUMS: &str = "neuroconv/SHA256SUMS";
 /// The weights.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 
-/// Refuses whatever may not be replaced: everything but an empty folder and an artifact in
-/// which each file is listed.
+/// Refuses whatever may not be replaced: everything but an empty folder, an artifact or an export in
+/// which each file is listed, and a GGUF file that this program wrote.
 pub(crate) fn check(target: &Path) -> Result<(), Error> {
     let foreign = |path: PathBuf| Error::OutputForeign {
         path: target.to_owned(),
         foreign: path,
     };
     if !fs_err::symlink_metadata(target)?.is_dir() {
-        return Err(foreign(target.to_owned()));
+        let ours = GgufFile::open(target).is_ok_and(|f| f.metadata().get(GGUF_KEY).is_some());
+        return if ours {
+            Ok(())
+        } else {
+            Err(foreign(target.to_owned()))
+        };
     }
+    let known = Artifact::is_artifact(target) || target.join(EXPORT).is_file();
     let listed = match fs_err::read_to_string(target.join(SUMS)) {
-        Ok(sums) if Artifact::is_artifact(target) => listed(&sums),
+        Ok(sums) if known => listed(&sums),
         _ => BTreeSet::new(),
     };
     match files(target)?

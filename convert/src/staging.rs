@@ -88,6 +88,16 @@ impl Staging {
         &self.parent
     }
 
+    /// The hidden folder in which an export is made; nothing of an earlier one is left in it.
+    pub(crate) fn export_folder(&self) -> Result<PathBuf, Error> {
+        let folder = self.parent.join(hidden(&self.name, "-export"));
+        if folder.symlink_metadata().is_ok() {
+            remove_tree(&folder)?;
+        }
+        fs_err::create_dir(&folder)?;
+        Ok(folder)
+    }
+
     /// Whether something stands at the final path, be it a dangling link.
     pub(crate) fn target_exists(&self) -> bool {
         self.target.symlink_metadata().is_ok()

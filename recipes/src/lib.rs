@@ -16,6 +16,7 @@ pub mod role;
 #[cfg(test)]
 mod samples;
 pub mod spec;
+pub mod stock;
 mod suggest;
 mod validate;
 #[cfg(test)]

@@ -42,8 +42,8 @@ pub use progress::{Progress, Quiet};
 pub use sample::{Sampler, SamplerConfig};
 pub use side::SideFiles;
 pub use source::{
-    Checkpoint, ModelFiles, PackedModel, Rewritten, Rounded, SideContent, SideFile, Source,
-    open_source, open_source_unchecked,
+    AsNumbers, Checkpoint, ModelFiles, PackedModel, Rewritten, Rounded, SideContent, SideFile,
+    Source, open_source, open_source_unchecked,
 };
 pub use tokenizer::{TextStream, TextTokenizer};
 pub use weights::WeightSource;

@@ -1,6 +1,7 @@
 //! What can be typed. Owns flags, their help and their ranges; does nothing.
 
 mod convert;
+mod export;
 mod importance;
 mod judge;
 mod mla;
@@ -14,6 +15,7 @@ mod size;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use convert::{ConvertArgs, QuantizeArgs, RunArgs, SmokeArg, TernaryArgs};
+pub(crate) use export::{DTypeArg, EngineArg, ExportArgs, FormArg, PackingArg, TernaryArg};
 pub(crate) use importance::ImportanceArgs;
 pub(crate) use judge::{
     GateArgs, JudgeArgs, LimitArgs, MeasureArgs, ProtocolArg, VerifyArgs, YardstickArg,
@@ -95,21 +97,14 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Quantize a small built-in model in three ways and compare the results
     Demo(DemoArgs),
-    /// Write forms that other engines load (not in this version)
-    Export(UnsupportedArgs),
+    /// Write a form that another engine loads, and compare it with the model
+    #[command(after_help = crate::exit::HELP)]
+    Export(Box<ExportArgs>),
     /// Judge an artifact for a build: original, limits, yardstick and stored baseline
     #[command(after_help = crate::exit::HELP)]
     Gate(GateArgs),
     /// Print the JSON Schema of a file that this program writes
     Schema(SchemaArgs),
-}
-
-/// Flags of a command that this version does not have, swallowed so that the answer is plain.
-#[derive(Debug, Args)]
-pub(crate) struct UnsupportedArgs {
-    /// Anything
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    pub(crate) rest: Vec<String>,
 }
 
 #[cfg(test)]

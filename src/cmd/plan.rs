@@ -96,6 +96,12 @@ pub(crate) fn show(plan: &Plan, ui: Ui) -> anyhow::Result<()> {
             100.0 * (plan.cached_numbers as f64 / plan.cached_numbers_source as f64 - 1.0),
         ));
     }
+    let engines: Vec<Vec<String>> = plan.engines.iter().map(|e| e.row().to_vec()).collect();
+    ui.result(present::table(
+        &["exports to", "", "why", "tried"],
+        &engines,
+        &[],
+    ));
     ui.result(format!(
         "needs about {} of memory to convert and {} of disk",
         present::bytes(plan.peak_memory_bytes),

@@ -152,13 +152,13 @@ impl<'a> Lockstep<'a> {
     }
 }
 
-/// The mean divergence of `artifact` from `base` over the scored tokens of `windows`, in nats.
-pub fn mean_kld(
+/// How `artifact` compares with `base` over the scored tokens of `windows`.
+pub fn metrics(
     base: &dyn Scorer,
     artifact: &dyn Scorer,
     windows: &[Window],
     progress: &dyn Progress,
-) -> Result<f64, Error> {
+) -> Result<Metrics, Error> {
     let place = |(index, window): (usize, &Window)| Placed {
         index,
         text: 0,
@@ -167,7 +167,17 @@ pub fn mean_kld(
     let windows: Vec<Placed> = windows.iter().enumerate().map(place).collect();
     let mut tally = Tally::default();
     Lockstep::new(base, artifact)?.run(&windows, &mut tally, progress)?;
-    Ok(Metrics::of(&tally, Level::Final)?.kld_mean.value)
+    Metrics::of(&tally, Level::Final)
+}
+
+/// The mean divergence of `artifact` from `base` over the scored tokens of `windows`, in nats.
+pub fn mean_kld(
+    base: &dyn Scorer,
+    artifact: &dyn Scorer,
+    windows: &[Window],
+    progress: &dyn Progress,
+) -> Result<f64, Error> {
+    Ok(metrics(base, artifact, windows, progress)?.kld_mean.value)
 }
 
 /// The mean divergence over all tokens of a model from another, in nats, from their heads and the

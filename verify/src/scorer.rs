@@ -1,7 +1,7 @@
 //! A model as verification sees it: residual streams of windows from layer to layer, and logits.
 
 use neuroconv_recipes::ModelSpec;
-use neuroconv_runtime::{Decoder, KvCodec, Progress, WeightSource};
+use neuroconv_runtime::{Decoder, Head, KvCodec, OneLayer, Progress, WeightSource, embed};
 
 use crate::Error;
 use crate::parallel::each_window;
@@ -142,5 +142,51 @@ impl Scorer for RuntimeScorer {
 
     fn name(&self) -> &'static str {
         "runtime"
+    }
+}
+
+/// A model run by the runtime with one layer in memory at a time.
+pub struct LayerScorer<'a> {
+    source: &'a dyn WeightSource,
+    head: Head,
+}
+
+impl<'a> LayerScorer<'a> {
+    /// Loads the head of a model.
+    pub fn new(source: &'a dyn WeightSource) -> Result<Self, Error> {
+        let head = Head::load(source)?;
+        Ok(LayerScorer { source, head })
+    }
+}
+
+impl Scorer for LayerScorer<'_> {
+    fn spec(&self) -> &ModelSpec {
+        self.source.spec()
+    }
+
+    fn embed(&self, windows: &[&[u32]]) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(embed(self.source, windows)?)
+    }
+
+    fn layer(&self, index: usize, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        let layer = OneLayer::load(self.source, index)?;
+        each_window(states.len(), |i| {
+            let mut x_td = states[i].clone();
+            layer.run(&mut x_td);
+            Ok(x_td)
+        })
+    }
+
+    /// The head norms what it reads.
+    fn finish(&self, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(states)
+    }
+
+    fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error> {
+        Ok(self.head.logits(hidden_td))
+    }
+
+    fn name(&self) -> &'static str {
+        "runtime, by layer"
     }
 }

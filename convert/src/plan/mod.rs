@@ -19,6 +19,7 @@ use neuroconv_recipes::{
 use neuroconv_runtime::{Checkpoint, Rewritten};
 use serde::Serialize;
 
+use crate::export::{EngineVerdict, LatentFacts};
 use crate::origin::SourceName;
 use crate::pass::changed_layers;
 use crate::{Error, rounded};
@@ -52,6 +53,8 @@ pub struct Plan {
     pub cached_numbers: usize,
     /// The same of the source.
     pub cached_numbers_source: usize,
+    /// Which engines can run what `export` makes of the artifact.
+    pub engines: Vec<EngineVerdict>,
     #[serde(skip)]
     pub(crate) spec: ModelSpec,
     #[serde(skip)]
@@ -278,6 +281,7 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
         disk_bytes: weights_bytes + side_bytes + estimate::waiting_bytes(&tensors) + REPORTS_BYTES,
         cached_numbers: cached_numbers(&spec),
         cached_numbers_source: cached_numbers(&resolved.spec),
+        engines: EngineVerdict::all(&spec, latent_facts(recipe)),
         spec,
         mla: recipe.mla.clone(),
         rewrites: recipe.rewrites.clone(),
@@ -285,6 +289,13 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
         layout,
         tensors,
     })
+}
+
+/// What is known of converted attention before it is converted.
+fn latent_facts(recipe: &Recipe) -> LatentFacts {
+    LatentFacts {
+        stock_table: recipe.mla.as_ref().map(|mla| mla.stock_rope),
+    }
 }
 
 /// Where a planned tensor comes from.

@@ -47,6 +47,7 @@ pub struct ArchSpec {
     tensors: BTreeMap<Role, String>,
     ignored: Ignored,
     gguf: Option<GgufRules>,
+    tested: Vec<String>,
 }
 
 /// The text of a file as it stands.
@@ -61,6 +62,8 @@ struct ArchFile {
     tensors: BTreeMap<String, String>,
     ignore: Ignored,
     gguf: Option<GgufRules>,
+    #[serde(default)]
+    tested: Vec<String>,
 }
 
 /// Names that are dropped on purpose.
@@ -84,6 +87,7 @@ impl TryFrom<ArchFile> for ArchSpec {
             tensors,
             ignore: ignored,
             gguf,
+            tested,
         } = file;
         let tensors: BTreeMap<Role, String> = tensors
             .into_iter()
@@ -98,6 +102,7 @@ impl TryFrom<ArchFile> for ArchSpec {
             tensors,
             ignored,
             gguf,
+            tested,
         };
         let mapped: BTreeSet<Role> = arch.tensors.keys().copied().collect();
         let possible: BTreeSet<Role> = Role::ALL
@@ -133,7 +138,7 @@ impl ArchSpec {
             Role::GateBias | Role::UpBias | Role::DownBias => mlp.possible(),
             Role::QNorm | Role::KNorm => self.block.qk_norm != QkNorm::None,
             // Made by conversions, in no checkpoint.
-            _ if role.is_latent() => false,
+            _ if role.is_latent() || role == Role::KvANorm => false,
             _ => !matches!(role.kind(), RoleKind::Bias | RoleKind::Frequency),
         }
     }
@@ -176,6 +181,11 @@ impl ArchSpec {
     pub fn reorders_in_gguf(&self, role: Role) -> bool {
         let rules = self.gguf.as_ref();
         rules.is_some_and(|rules| rules.reorders(role, self.block.rope))
+    }
+
+    /// Whether exports of such models were loaded by `engine` and compared.
+    pub fn tested_with(&self, engine: &str) -> bool {
+        self.tested.iter().any(|name| name == engine)
     }
 
     /// Why a tensor of this name is dropped, if it is.

@@ -38,9 +38,13 @@ impl Role {
             Role::UpBias => "ffn_up.bias",
             Role::DownBias => "ffn_down.bias",
             // Latents are laid out in other ways there.
-            Role::QRope | Role::KvA | Role::KvABias | Role::KB | Role::VB | Role::RopeFreq => {
-                return None;
-            }
+            Role::QRope
+            | Role::KvA
+            | Role::KvABias
+            | Role::KvANorm
+            | Role::KB
+            | Role::VB
+            | Role::RopeFreq => return None,
         })
     }
 }

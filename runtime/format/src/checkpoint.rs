@@ -152,19 +152,7 @@ impl CheckpointFiles {
     /// The files to copy beside converted weights, byte for byte and in order of name: tokenizer,
     /// chat templates, generation defaults, licenses. Not `config.json`. Never code.
     pub fn side_files(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut names = self.folder.names("")?;
-        names.retain(|name| is_side_file(name));
-        let templates = self.folder.names(TEMPLATES)?;
-        names.extend(
-            templates
-                .into_iter()
-                .filter(|name| has_extension(name, "jinja")),
-        );
-        let mut files = Vec::new();
-        for name in names {
-            files.extend(self.folder.member(&name)?);
-        }
-        Ok(files)
+        side_files_in(&self.folder)
     }
 
     fn no_tensor(&self, name: &str) -> Error {
@@ -187,6 +175,28 @@ impl CheckpointFiles {
             .ok()?;
         self.at(*self.order.get(place)?)
     }
+}
+
+/// The files of the folder `dir`, a checkpoint or an artifact, that belong to a model besides weights
+/// and configuration; as [`CheckpointFiles::side_files`].
+pub fn side_files(dir: impl AsRef<Path>) -> Result<Vec<PathBuf>, Error> {
+    side_files_in(&Folder::open(dir.as_ref())?)
+}
+
+fn side_files_in(folder: &Folder) -> Result<Vec<PathBuf>, Error> {
+    let mut names = folder.names("")?;
+    names.retain(|name| is_side_file(name));
+    let templates = folder.names(TEMPLATES)?;
+    names.extend(
+        templates
+            .into_iter()
+            .filter(|name| has_extension(name, "jinja")),
+    );
+    let mut files = Vec::new();
+    for name in names {
+        files.extend(folder.member(&name)?);
+    }
+    Ok(files)
 }
 
 fn is_side_file(name: &str) -> bool {

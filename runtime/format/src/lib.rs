@@ -42,7 +42,7 @@ pub mod writer;
 
 pub use artifact::{Artifact, Validate};
 pub use artifact_error::{ArtifactError, TensorFault};
-pub use checkpoint::CheckpointFiles;
+pub use checkpoint::{CheckpointFiles, side_files};
 pub use codec::{ActivationBits, Codec, PackedLayout};
 pub use corrections::{
     Columns, Corrections, CorrectionsPlan, LowRank, PartCodec, PartKind, PartLayout,

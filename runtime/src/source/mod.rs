@@ -2,6 +2,7 @@
 
 mod files;
 mod gguf;
+mod numbers;
 mod quantized;
 mod rewritten;
 
@@ -16,6 +17,7 @@ use crate::{Error, SideFiles, TextTokenizer, WeightSource};
 
 use files::{CONFIG, Place};
 pub use files::{ModelFiles, Rounded, SideContent, SideFile};
+pub use numbers::AsNumbers;
 pub use rewritten::Rewritten;
 
 /// Bytes compared at a time.

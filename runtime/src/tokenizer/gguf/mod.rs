@@ -14,8 +14,8 @@ use neuroconv_format::gguf::{Array, Metadata, Value as Meta};
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-pub use pre::pre_name;
-use pre::{Model, Pre};
+use pre::Pre;
+pub use pre::{Model, pre_name};
 
 /// What every key of a tokenizer begins with.
 const PREFIX: &str = "tokenizer.ggml.";

@@ -34,7 +34,7 @@ struct Words {
 /// Kinds of tokenizers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Model {
+pub enum Model {
     /// Byte pairs over bytes.
     Bytes,
     /// `SentencePiece`'s byte pairs, with scores.
@@ -45,6 +45,14 @@ impl Model {
     /// The kind that the value `name` of `tokenizer.ggml.model` stands for.
     pub(super) fn named(name: &str) -> Option<Self> {
         WORDS.models.get(name).copied()
+    }
+
+    /// The value of `tokenizer.ggml.model` for this kind.
+    pub fn name(self) -> Option<&'static str> {
+        let mut models = WORDS.models.iter();
+        models
+            .find(|(_, model)| **model == self)
+            .map(|(name, _)| name.as_str())
     }
 }
 
