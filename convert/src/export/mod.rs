@@ -1,7 +1,7 @@
 //! Forms of a model that other engines load.
 //!
 //! Owns what each engine can run, how its files are laid out, and their bytes. Whether an export still
-//! computes what the model did is measured by whoever asked for it, on [`Export::model`] and on the
+//! computes what the model did is measured by whoever asked for it, on [`EngineModel::model`] and on the
 //! files read back.
 
 mod engine;
