@@ -1,5 +1,5 @@
 //! How llama.cpp's files write down a model: names of tensors here, keys in [`keys`], order of rows
-//! in [`rows`], from keys to a configuration in [`config`]; what differs between families stands in the `[gguf]` table of their files.
+//! in `rows`, from keys to a configuration in `config`; what differs between families stands in the `[gguf]` table of their files.
 //!
 //! A role without a name has no counterpart of the same shape there.
 
