@@ -65,7 +65,10 @@ impl EngineVerdict {
             let (verdict, reason) = match engine.fit(spec, facts) {
                 Fit::Exact => ("exact", None),
                 Fit::Fitted(why) => ("fitted", Some(why.to_owned())),
-                Fit::Refused { reason, .. } => ("refused", Some(reason)),
+                Fit::Refused { reason, hint } => {
+                    let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
+                    ("refused", Some(reason + &hint))
+                }
             };
             EngineVerdict {
                 engine: engine.name(),
