@@ -4,8 +4,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use crate::Error;
-use crate::suggest::{near, shown};
+use crate::{Error, arch};
 
 /// What other engines call the parts of latent attention, and under which classes.
 #[derive(Clone, Debug, Deserialize)]
@@ -97,14 +96,7 @@ impl StockLatent {
         self.class
             .iter()
             .find(|class| class.name == name)
-            .ok_or_else(|| {
-                let supported: Vec<String> = self.class.iter().map(|c| c.name.clone()).collect();
-                Error::UnknownArchitecture {
-                    found: shown(name),
-                    near: near(name, supported.iter().map(String::as_str)),
-                    supported,
-                }
-            })
+            .ok_or_else(|| arch::unknown(name, self.class.iter().map(|c| c.name.clone()).collect()))
     }
 }
 

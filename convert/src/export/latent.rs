@@ -119,6 +119,12 @@ impl WeightSource for ConstantChannel<'_> {
     }
 }
 
+/// What engines divide scores by. Our queries hold the whole scale already, so it is made good on the
+/// side of the keys, whose matrices are written as plain numbers anyway.
+pub(crate) fn score_scale(mla: &MlaSpec) -> f32 {
+    ((mla.head_dim + mla.rope_dim) as f32).sqrt()
+}
+
 /// Latent attention of a layer.
 pub(crate) fn mla_of(spec: &ModelSpec, layer: usize) -> Option<&MlaSpec> {
     match &spec.layers.get(layer)?.mixer {

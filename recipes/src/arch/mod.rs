@@ -246,11 +246,16 @@ pub(crate) fn find(
         .flat_map(&names)
         .map(ToOwned::to_owned)
         .collect();
-    Err(Error::UnknownArchitecture {
+    Err(unknown(name, supported))
+}
+
+/// No name of `supported` is `name`.
+pub(crate) fn unknown(name: &str, supported: Vec<String>) -> Error {
+    Error::UnknownArchitecture {
         found: shown(name),
         near: near(name, supported.iter().map(String::as_str)),
         supported,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use neuroconv_recipes::{Mixer, MlaSpec, ModelSpec, Role, RopeScaling, RopeSpec, 
 use crate::export::ExportError;
 use crate::export::engine::Engine;
 use crate::export::foreign::{Foreign, Origin, Rows};
-use crate::export::hf::score_scale;
+use crate::export::latent::score_scale;
 
 /// The tensors of a model with the attention of its architecture.
 pub(crate) fn own(spec: &ModelSpec) -> Result<Vec<Foreign>, ExportError> {

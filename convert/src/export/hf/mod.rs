@@ -22,7 +22,6 @@ use super::side::Side;
 use super::{ExportError, Plan};
 
 use names::LatentForm;
-pub(crate) use names::score_scale;
 pub use packing::Packing;
 use packing::Storage;
 

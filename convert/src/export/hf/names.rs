@@ -5,7 +5,7 @@ use neuroconv_recipes::{ArchSpec, MlaSpec, ModelSpec, Role, TensorId};
 
 use crate::export::ExportError;
 use crate::export::foreign::{Foreign, Origin, Rows};
-use crate::export::latent::Constant;
+use crate::export::latent::{Constant, score_scale};
 
 /// The tensors of a model with the attention of its architecture.
 pub(crate) fn own(spec: &ModelSpec, arch: &ArchSpec) -> Result<Vec<Foreign>, ExportError> {
@@ -170,10 +170,4 @@ fn biased_queries(
         shape,
         origin,
     })
-}
-
-/// What engines divide scores by. Our queries hold the whole scale already, so it is made good on the
-/// side of the keys, whose matrices are written as plain numbers anyway.
-pub(crate) fn score_scale(mla: &MlaSpec) -> f32 {
-    ((mla.head_dim + mla.rope_dim) as f32).sqrt()
 }
