@@ -101,12 +101,14 @@ pub fn sha256_file(path: impl AsRef<Path>) -> Result<String, Error> {
 pub(crate) struct Folder {
     path: PathBuf,
     real: PathBuf,
-    blobs: Option<PathBuf>,
+    /// Where else its files may lie.
+    blobs: Vec<PathBuf>,
 }
 
 impl Folder {
     /// Opens the folder `path`. Where it is a snapshot of a hub cache, that is
-    /// `models--X/snapshots/REVISION`, its files may be links into `models--X/blobs`.
+    /// `models--X/snapshots/REVISION`, its files may be links into `models--X/blobs`, or through
+    /// there into the `blobs` that all repositories of the cache share.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let real = fs_err::canonicalize(path).map_err(io_error(path))?;
         if !real.is_dir() {
@@ -119,12 +121,17 @@ impl Folder {
                 .and_then(|name| name.to_str())
                 .is_some_and(test)
         };
-        let blobs = real
+        let entry = real
             .ancestors()
             .filter(|path| named(path, |name| name == "snapshots"))
             .filter_map(Path::parent)
-            .find(|entry| named(entry, |name| name.starts_with("models--")))
-            .map(|entry| entry.join("blobs"));
+            .find(|entry| named(entry, |name| name.starts_with("models--")));
+        let blobs = entry
+            .into_iter()
+            .flat_map(|entry| [Some(entry), entry.parent()])
+            .flatten()
+            .filter_map(|folder| fs_err::canonicalize(folder.join("blobs")).ok())
+            .collect();
         Ok(Folder {
             path: path.to_owned(),
             real,
@@ -147,7 +154,7 @@ impl Folder {
             Err(error) => return Err(io_error(&path)(error)),
         }
         let target = fs_err::canonicalize(&path).map_err(io_error(&path))?;
-        let in_blobs = self.blobs.is_some() && target.parent() == self.blobs.as_deref();
+        let in_blobs = self.blobs.iter().any(|blobs| target.starts_with(blobs));
         if !in_blobs && !target.starts_with(&self.real) {
             return Err(Error::Outside { path, target });
         }

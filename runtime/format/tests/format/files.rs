@@ -114,6 +114,28 @@ fn links_of_a_hub_cache_lead_into_its_own_blobs() {
 }
 
 #[test]
+fn blobs_of_a_hub_cache_may_be_links_to_those_that_all_share() {
+    let dir = Dir::new();
+    let snapshot = "hub/models--org--name/snapshots/0123abcd";
+    write_single(&dir, snapshot);
+    let blobs = dir.path("hub/models--org--name/blobs");
+    link_into(&dir.path(snapshot), &blobs);
+    for (shared, allowed) in [("hub/blobs/0a", true), ("elsewhere/blobs/0a", false)] {
+        let shared = dir.path(shared);
+        fs_err::create_dir_all(&shared).unwrap();
+        for entry in fs_err::read_dir(&blobs).unwrap() {
+            let blob = entry.unwrap().path();
+            let target = shared.join(blob.file_name().unwrap());
+            fs_err::copy(&blob, &target).unwrap();
+            fs_err::remove_file(&blob).unwrap();
+            symlink(&target, &blob).unwrap();
+        }
+        let opened = CheckpointFiles::open(dir.path(snapshot));
+        assert_eq!(opened.is_ok(), allowed, "{}", shared.display());
+    }
+}
+
+#[test]
 fn text_files_are_capped_before_they_are_read() {
     let dir = Dir::new();
     write_single(&dir, "m");
