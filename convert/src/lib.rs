@@ -1,7 +1,8 @@
 //! From a checkpoint to a staged, and then an emitted, artifact.
 //!
 //! Owns the plan (the fate of every tensor, from headers alone), its execution, the staging
-//! folder with lock and journal, and emission under the final name. Knows nothing of quality:
+//! folder with lock and journal, and emission under the final name; and models of a hub, fetched into the
+//! cache that other programs share ([`hub`]). Knows nothing of quality:
 //! it is told the verdict, and emits nothing without one.
 //!
 //! ```no_run
@@ -30,6 +31,7 @@ mod execute;
 pub mod export;
 mod folder;
 mod folding;
+pub mod hub;
 mod importance;
 mod job;
 mod journal;

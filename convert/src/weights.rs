@@ -89,7 +89,7 @@ fn check_space(path: &Path, needed: u64) -> Result<(), Error> {
 }
 
 /// Bytes that an ordinary user may still write.
-fn free(path: &Path) -> Result<u64, Error> {
+pub(crate) fn free(path: &Path) -> Result<u64, Error> {
     let fs = rustix::fs::statvfs(path).map_err(Error::file("measure free space", path))?;
     Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
 }
