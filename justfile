@@ -23,6 +23,13 @@ interop:
     cargo build --release --workspace --example logits
     target/interop/venv/bin/python interop/run.py
 
+# The hub of the tests, and the caches, against the official Python client.
+interop-hub:
+    interop/setup
+    cargo build --release
+    cargo build --release --workspace --bin hub
+    target/interop/venv/bin/python interop/hub.py
+
 # The main job on the built-in model.
 demo:
     cargo run --release -- demo

@@ -34,6 +34,8 @@ pub(crate) enum Exit {
     Input = 5,
     /// Disk, memory, permissions, or an output that is taken.
     Resources = 6,
+    /// The hub refused, or could not be reached.
+    Hub = 7,
     /// The evaluation cannot tell.
     Inconclusive = 8,
     /// Stopped from outside.

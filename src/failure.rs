@@ -6,6 +6,7 @@
 use std::io;
 
 use neuroconv_convert::export::ExportError;
+use neuroconv_convert::hub::HubError;
 use neuroconv_convert::{Error as ConvertError, ImportanceError};
 use neuroconv_recipes::Error as RecipeError;
 use neuroconv_verify::Error as VerifyError;
@@ -47,6 +48,9 @@ pub(crate) fn classify(error: &anyhow::Error) -> Failure {
         }
         if let Some(e) = cause.downcast_ref::<ConvertError>() {
             return convert(e);
+        }
+        if let Some(e) = cause.downcast_ref::<HubError>() {
+            return hub(e);
         }
         if let Some(e) = cause.downcast_ref::<VerifyError>() {
             return Failure {
@@ -109,6 +113,27 @@ fn convert(error: &ConvertError) -> Failure {
         }
         ConvertError::UnplannedSize { .. } | ConvertError::NotPassed { .. } => Exit::Bug,
         _ => Exit::Input,
+    };
+    Failure {
+        exit,
+        hint: error.hint(),
+    }
+}
+
+fn hub(error: &HubError) -> Failure {
+    let exit = match error {
+        HubError::Name { .. } | HubError::Setting { .. } => Exit::Usage,
+        HubError::Pickle { .. } | HubError::OnlyGguf { .. } | HubError::NoModel { .. } => {
+            Exit::Input
+        }
+        HubError::DiskSpace { .. } | HubError::File { .. } => Exit::Resources,
+        HubError::Interrupted { .. } => {
+            return Failure {
+                exit: Exit::Interrupted,
+                hint: Some(interrupt::resume_hint()),
+            };
+        }
+        _ => Exit::Hub,
     };
     Failure {
         exit,

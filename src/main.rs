@@ -13,6 +13,7 @@ mod exit;
 mod export;
 mod failure;
 mod github;
+mod hub;
 mod importance;
 mod interrupt;
 mod latent;

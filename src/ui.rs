@@ -9,6 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use neuroconv_runtime::Progress;
 use serde::Serialize;
 
+use crate::present;
+
 /// How often a stage reports itself where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -198,20 +200,33 @@ struct Stage {
 }
 
 impl Stage {
+    /// How much is done, of how much; bytes in the unit that suits.
+    fn share(&self) -> String {
+        match self.unit.as_str() {
+            "bytes" => format!(
+                "{} of {}",
+                present::bytes(self.done),
+                present::bytes(self.total)
+            ),
+            unit => format!("{}/{} {unit}", self.done, self.total),
+        }
+    }
+
     fn line(&self) -> String {
         let seconds = self.start.elapsed().as_secs_f64();
         let rate = self.done as f64 / seconds.max(1e-9);
-        let mut line = format!(
-            "{}: {}/{} {}, {:.1} s",
-            self.name, self.done, self.total, self.unit, seconds
-        );
+        let mut line = format!("{}: {}, {seconds:.1} s", self.name, self.share());
         if self.done > 0 && self.done < self.total {
             let eta = (self.total - self.done) as f64 / rate;
             // Where each takes long, a rate would round to nothing.
             let _ = if rate < 1.0 {
                 write!(line, ", {:.1} s each, eta {eta:.0} s", 1.0 / rate)
             } else {
-                write!(line, ", {rate:.0} {}/s, eta {eta:.0} s", self.unit)
+                let rate = match self.unit.as_str() {
+                    "bytes" => present::bytes(rate as u64),
+                    unit => format!("{rate:.0} {unit}"),
+                };
+                write!(line, ", {rate}/s, eta {eta:.0} s")
             };
         }
         line

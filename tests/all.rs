@@ -6,6 +6,7 @@ mod arrows;
 mod cli;
 mod export;
 mod gate;
+mod hub;
 mod mla;
 mod place;
 mod rewrite;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{
-    CalibrationArgs, ImportanceArgs, JudgeArgs, LimitArgs, MeasureArgs, PackArgs, ReportArgs,
-    SizeArgs,
+    CalibrationArgs, HubArgs, ImportanceArgs, JudgeArgs, LimitArgs, MeasureArgs, PackArgs,
+    ReportArgs, SizeArgs,
 };
 
 /// Flags of every conversion.
@@ -19,6 +19,9 @@ pub(crate) struct ConvertArgs {
     /// Where the artifact goes.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
     /// How quality is measured.
     #[command(flatten, next_help_heading = "Measurement")]
     pub(crate) measure: MeasureArgs,
@@ -68,7 +71,7 @@ pub(crate) enum SmokeArg {
 /// Flags of `int8` and `int4`.
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// A checkpoint folder or a GGUF file
+    /// A checkpoint folder, a GGUF file, or `org/name` of a hub
     pub(crate) model: PathBuf,
 
     /// How matrices are packed.
@@ -114,7 +117,7 @@ pub(crate) struct RunArgs {
     /// A recipe file, or the name of a built-in recipe
     pub(crate) recipe: String,
 
-    /// A checkpoint folder or a GGUF file [default: the recipe's `run.model`]
+    /// A checkpoint folder, a GGUF file, or `org/name` of a hub [default: the recipe's `run.model`]
     pub(crate) model: Option<PathBuf>,
 
     /// Which size is aimed at.

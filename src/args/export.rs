@@ -5,13 +5,17 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::number::positive;
-use super::{CalibrationArgs, MeasureArgs};
+use super::{CalibrationArgs, HubArgs, MeasureArgs};
 
 /// Flags of `export`.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// An artifact or a checkpoint folder
+    /// An artifact, a checkpoint folder, or `org/name` of a hub
     pub(crate) model: PathBuf,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 
     /// What is written: a checkpoint folder or a GGUF file
     #[arg(long, value_enum, value_name = "FORM")]

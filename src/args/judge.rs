@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::number::{percent, positive, share};
-use super::{KvArg, ReportArgs};
+use super::{HubArgs, KvArg, ReportArgs};
 
 /// Flags of `verify`.
 #[derive(Debug, Clone, Args)]
@@ -13,9 +13,13 @@ pub(crate) struct VerifyArgs {
     /// The artifact to judge
     pub(crate) artifact: PathBuf,
 
-    /// The model it was made from
+    /// The model it was made from: a path, or `org/name` of a hub
     #[arg(long, value_name = "MODEL")]
     pub(crate) against: PathBuf,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 
     /// How the cache stores keys and values, or latents
     #[arg(long, value_enum, default_value_t = KvArg::F32)]

@@ -12,7 +12,7 @@ use super::number::{non_negative, share};
 /// Flags of `mla`.
 #[derive(Debug, Args)]
 pub(crate) struct MlaArgs {
-    /// A checkpoint folder or a GGUF file
+    /// A checkpoint folder, a GGUF file, or `org/name` of a hub
     pub(crate) model: PathBuf,
 
     /// Width of the latent, or `auto` for the smallest that passes the gate

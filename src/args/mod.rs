@@ -2,6 +2,7 @@
 
 mod convert;
 mod export;
+mod hub;
 mod importance;
 mod judge;
 mod mla;
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use convert::{ConvertArgs, QuantizeArgs, RunArgs, SmokeArg, TernaryArgs};
 pub(crate) use export::{DTypeArg, EngineArg, ExportArgs, FormArg, PackingArg, TernaryArg};
+pub(crate) use hub::HubArgs;
 pub(crate) use importance::ImportanceArgs;
 pub(crate) use judge::{
     GateArgs, JudgeArgs, LimitArgs, MeasureArgs, ProtocolArg, VerifyArgs, YardstickArg,

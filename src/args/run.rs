@@ -6,13 +6,17 @@ use clap::{Args, ValueEnum};
 use neuroconv_runtime::KvCodec;
 
 use super::number::{non_negative, share};
-use super::{CalibrationArgs, MeasureArgs};
+use super::{CalibrationArgs, HubArgs, MeasureArgs};
 
 /// Flags of `eval`.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// A checkpoint folder, a GGUF file or an artifact
+    /// A checkpoint folder, a GGUF file, an artifact, or `org/name` of a hub
     pub(crate) model: PathBuf,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 
     /// How quality is measured.
     #[command(flatten)]
@@ -30,8 +34,12 @@ pub(crate) struct EvalArgs {
 /// Flags of `generate`.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// A checkpoint folder, a GGUF file or an artifact
+    /// A checkpoint folder, a GGUF file, an artifact, or `org/name` of a hub
     pub(crate) model: PathBuf,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 
     /// Text to continue; `-` reads it from standard input
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -69,8 +77,12 @@ pub(crate) struct GenerateArgs {
 /// Flags of `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// A checkpoint folder, a GGUF file or an artifact
+    /// A checkpoint folder, a GGUF file, an artifact, or `org/name` of a hub
     pub(crate) model: PathBuf,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
@@ -92,8 +104,12 @@ pub(crate) struct BenchArgs {
 /// Flags of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Another model than the built-in one
+    /// Another model than the built-in one: a path, or `org/name` of a hub
     pub(crate) model: Option<PathBuf>,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 
     /// How quality is measured.
     #[command(flatten)]

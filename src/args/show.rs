@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::HubArgs;
+
 /// Flags of `inspect`.
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["model", "arch", "recipe"])))]
 pub(crate) struct InspectArgs {
-    /// A checkpoint folder, a GGUF file or an artifact
+    /// A checkpoint folder, a GGUF file, an artifact, or `org/name` of a hub
     pub(crate) model: Option<PathBuf>,
 
     /// Print an architecture as pseudo-code (`list` names them)
@@ -18,6 +20,10 @@ pub(crate) struct InspectArgs {
     /// Print a built-in recipe, resolved (`list` names them)
     #[arg(long, value_name = "NAME")]
     pub(crate) recipe: Option<String>,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 }
 
 /// Flags of `plan`.
@@ -26,17 +32,25 @@ pub(crate) struct PlanArgs {
     /// A built-in recipe (int8, int4, ternary, ternary-mixed, mla) or a recipe file
     pub(crate) recipe: String,
 
-    /// A checkpoint folder or a GGUF file
+    /// A checkpoint folder, a GGUF file, or `org/name` of a hub
     pub(crate) model: PathBuf,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 }
 
 /// Flags of `diff`.
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// A checkpoint folder, a GGUF file or an artifact
+    /// A checkpoint folder, a GGUF file, an artifact, or `org/name[@REV]` of a hub
     pub(crate) a: PathBuf,
     /// Another
     pub(crate) b: PathBuf,
+
+    /// Models of a hub.
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
 }
 
 /// Flags of `schema`.

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::args::BenchArgs;
 use crate::exit::Exit;
 use crate::failure::Misuse;
+use crate::hub::{self, Need};
 use crate::machine;
 use crate::present;
 use crate::ui::Ui;
@@ -61,8 +62,9 @@ struct Run {
 }
 
 pub(crate) fn run(args: &BenchArgs, threads: &[u16], seed: u64, ui: Ui) -> anyhow::Result<Exit> {
+    let model = hub::resolve(&args.model, &args.hub, Need::Weights, ui)?;
     let start = Instant::now();
-    let source = super::open_unchecked(&args.model)?;
+    let source = super::open_unchecked(&model)?;
     let decoder = Decoder::load(&source)?.with_kv(args.kv.into());
     let load_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
@@ -82,7 +84,7 @@ pub(crate) fn run(args: &BenchArgs, threads: &[u16], seed: u64, ui: Ui) -> anyho
     let mut measured = Measured {
         isa: neuroconv_kernels::isa()?.name(),
         cpu: machine::cpu(),
-        model: args.model.display().to_string(),
+        model: model.name,
         weights_bytes: decoder.bytes_per_token(),
         kv_bytes_per_token: KvCache::bytes_per_token(decoder.spec(), decoder.kv()),
         load_s,

@@ -19,6 +19,7 @@ use crate::corpus::{self, Measurement};
 use crate::exit::Exit;
 use crate::failure::Misuse;
 use crate::github;
+use crate::hub::{self, Need};
 use crate::importance;
 use crate::interrupt;
 use crate::latent::Undecided;
@@ -146,7 +147,14 @@ fn convert(
         )
         .into());
     }
-    let source = plan::checkpoint(model)?;
+    let needs_weights = !args.output.dry_run || learning.size.is_some() || measures_norms(&recipe);
+    let need = if needs_weights {
+        Need::Weights
+    } else {
+        Need::Plan
+    };
+    let model = hub::resolve(model, &args.hub, need, ui)?;
+    let source = plan::checkpoint(&model)?;
     fold_where_it_gains(&source, &mut recipe, ui)?;
     let plan = planned(&source, &recipe, imatrix.as_ref())?;
     neuroconv_convert::check_rounded(&source, &plan, args.allow_requantize)?;
@@ -164,7 +172,7 @@ fn convert(
     }
     let output = match &args.output.output {
         Some(output) => output.clone(),
-        None => default_output(model, &recipe.name)?,
+        None => default_output(&plan.source.id, &recipe.name),
     };
     let tokenizer = source.tokenizer()?;
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
@@ -210,7 +218,7 @@ fn convert(
         plan::show(&plan, ui)?;
         return Ok(Exit::Done);
     }
-    announce(model, &output, &plan, ui);
+    announce(&model.name, &output, &plan, ui);
     let undecided = Undecided {
         source: &source,
         calibration: &calibration.windows,
@@ -220,9 +228,14 @@ fn convert(
     conversion.first_that_passes(&candidates, allocation.as_ref())
 }
 
+/// Whether weights decide which norms go into matrices.
+fn measures_norms(recipe: &Recipe) -> bool {
+    recipe.rewrites.fold_norms == FoldNorms::WhereItGains(Auto::Auto)
+}
+
 /// Decides which norms go into matrices, where the recipe leaves it to measurement.
 fn fold_where_it_gains(source: &Checkpoint, recipe: &mut Recipe, ui: Ui) -> anyhow::Result<()> {
-    if recipe.rewrites.fold_norms == FoldNorms::WhereItGains(Auto::Auto) {
+    if measures_norms(recipe) {
         let norms = neuroconv_convert::norms_to_fold(source, recipe)?;
         let count = norms.len();
         ui.note(format!("{count} norms gain by being folded into matrices"));
@@ -334,10 +347,10 @@ impl Conversion<'_> {
 }
 
 /// Says what is about to happen.
-fn announce(model: &Path, output: &Path, plan: &Plan, ui: Ui) {
+fn announce(model: &str, output: &Path, plan: &Plan, ui: Ui) {
     ui.note(format!(
         "{} -> {}: {} parameters, {} -> {}",
-        model.display(),
+        model,
         output.display(),
         plan.source.params,
         present::bytes(plan.source.bytes),
@@ -356,14 +369,8 @@ fn described(plan: &Plan) -> String {
     )
 }
 
-/// `MODEL-RECIPE` in the current folder.
-fn default_output(model: &Path, recipe: &str) -> anyhow::Result<PathBuf> {
-    let model = fs_err::canonicalize(model)?;
-    let name = if model.is_file() {
-        model.file_stem()
-    } else {
-        model.file_name()
-    };
-    let name = name.unwrap_or(model.as_os_str()).to_string_lossy();
-    Ok(PathBuf::from(format!("{name}-{recipe}")))
+/// `MODEL-RECIPE` in the current folder; of `org/name` the name.
+fn default_output(model: &str, recipe: &str) -> PathBuf {
+    let name = model.rsplit('/').next().unwrap_or(model);
+    PathBuf::from(format!("{name}-{recipe}"))
 }

@@ -16,6 +16,7 @@ use crate::calibration::{CalibrationText, ENGLISH, calibration};
 use crate::corpus::{self, Measurement};
 use crate::demo_model;
 use crate::exit::Exit;
+use crate::hub::{self, Need};
 use crate::machine;
 use crate::pipeline::{self, Job};
 use crate::present;
@@ -55,6 +56,7 @@ pub(crate) fn run(args: &DemoArgs, ui: Ui) -> anyhow::Result<Exit> {
         demo_model::write(&dir)?;
         dir
     };
+    let model = hub::resolve(&model, &args.hub, Need::Weights, ui)?;
     let source = plan::checkpoint(&model)?;
     let tokenizer = source.tokenizer()?;
     let measurement = measurement(args, built_in, &source, tokenizer)?;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::args::DiffArgs;
 use crate::exit::Exit;
+use crate::hub::{self, Need};
 use crate::present;
 use crate::ui::Ui;
 
@@ -40,8 +41,9 @@ struct TensorLine {
 }
 
 pub(crate) fn run(args: &DiffArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let a = super::open(&args.a)?;
-    let b = super::open(&args.b)?;
+    let resolve = |path| hub::resolve(path, &args.hub, Need::Weights, ui);
+    let a = super::open(&resolve(&args.a)?)?;
+    let b = super::open(&resolve(&args.b)?)?;
     let difference = compare(&a, &b, ui)?;
     show(&difference, ui);
     ui.object(&difference)?;

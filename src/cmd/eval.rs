@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::args::EvalArgs;
 use crate::corpus;
 use crate::exit::Exit;
+use crate::hub::{self, Need};
 use crate::present;
 use crate::ui::Ui;
 
@@ -19,7 +20,8 @@ struct Row<'a> {
 }
 
 pub(crate) fn run(args: &EvalArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let source = super::open(&args.model)?;
+    let model = hub::resolve(&args.model, &args.hub, Need::Weights, ui)?;
+    let source = super::open(&model)?;
     let tokenizer = source.tokenizer()?;
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let scorer: Box<dyn Scorer + '_> = if args.reference {

@@ -17,6 +17,7 @@ use crate::calibration::{self, ENGLISH};
 use crate::corpus::{self, Measurement};
 use crate::exit::Exit;
 use crate::export::{self, Comparison, Outcome};
+use crate::hub::{self, Need};
 use crate::interrupt;
 use crate::pipeline::INTERRUPTED;
 use crate::present;
@@ -27,8 +28,9 @@ const MAX_KLD: f64 = 0.1;
 
 pub(crate) fn run(args: &ExportArgs, ui: Ui) -> anyhow::Result<Exit> {
     let engine = export::engine(args)?;
-    let source = super::open(&args.model)?;
-    let side = Side::of(&source, &args.model).map_err(ConvertError::from)?;
+    let model = hub::resolve(&args.model, &args.hub, Need::Weights, ui)?;
+    let source = super::open(&model)?;
+    let side = Side::of(&source, &model.path).map_err(ConvertError::from)?;
     let facts = latent_facts(&source)?;
     let fit = engine.fit(source.spec(), facts);
     let exact = matches!(fit, Fit::Exact);

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &GateArgs, ui: Ui) -> anyhow::Result<Exit> {
         .as_deref()
         .map(|path| read(path, args))
         .transpose()?;
-    let opened = Opened::open(&how)?;
+    let opened = Opened::open(&how, ui)?;
     let Examination {
         mut report,
         mut advice,

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::GenerateArgs;
 use crate::exit::Exit;
+use crate::hub::{self, Need};
 use crate::ui::Ui;
 
 #[derive(Serialize)]
@@ -25,7 +26,8 @@ struct Generated<'a> {
 }
 
 pub(crate) fn run(args: &GenerateArgs, seed: u64, ui: Ui) -> anyhow::Result<Exit> {
-    let source = super::open_unchecked(&args.model)?;
+    let model = hub::resolve(&args.model, &args.hub, Need::Weights, ui)?;
+    let source = super::open_unchecked(&model)?;
     // Words come at once; whether the weights are those that were measured is known soon after, and
     // the run fails where they are not.
     let check = ThreadPoolBuilder::new().num_threads(1).build()?;

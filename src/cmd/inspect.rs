@@ -1,7 +1,6 @@
 //! `neuroconv inspect`: what a model, an architecture or a recipe is.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_recipes::{Mixer, ModelSpec, QkNorm};
@@ -10,6 +9,7 @@ use serde::Serialize;
 
 use crate::args::InspectArgs;
 use crate::exit::Exit;
+use crate::hub::{self, Model, Need};
 use crate::present;
 use crate::ui::Ui;
 
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &InspectArgs, ui: Ui) -> anyhow::Result<Exit> {
     } else if let Some(name) = &args.recipe {
         recipe(name, ui)?;
     } else if let Some(path) = &args.model {
-        model(path, ui)?;
+        model(&hub::resolve(path, &args.hub, Need::Tokenizer, ui)?, ui)?;
     }
     Ok(Exit::Done)
 }
@@ -84,8 +84,8 @@ struct Inspected<'a> {
     manifest: Option<&'a neuroconv_format::Manifest>,
 }
 
-fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
-    let source = super::open(path)?;
+fn model(model: &Model, ui: Ui) -> anyhow::Result<()> {
+    let source = super::open(model)?;
     let tokenizer = source.tokenizer()?;
     let spec = source.spec();
     let (kind, weights_bytes, warnings, manifest) = match &source {
@@ -117,7 +117,7 @@ fn model(path: &Path, ui: Ui) -> anyhow::Result<()> {
     let counted = manifest.map_or(parameters, |m| m.source.params);
     let inspected = Inspected {
         kind,
-        path: path.display().to_string(),
+        path: model.name.clone(),
         arch: &spec.arch,
         parameters,
         weights_bytes,

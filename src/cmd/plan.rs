@@ -9,12 +9,14 @@ use neuroconv_runtime::{Checkpoint, Source};
 use crate::args::PlanArgs;
 use crate::exit::Exit;
 use crate::failure::Misuse;
+use crate::hub::{self, Model, Need};
 use crate::present;
 use crate::ui::Ui;
 
 pub(crate) fn run(args: &PlanArgs, ui: Ui) -> anyhow::Result<Exit> {
     let recipe = recipe(&args.recipe)?;
-    let source = checkpoint(&args.model)?;
+    let model = hub::resolve(&args.model, &args.hub, Need::Plan, ui)?;
+    let source = checkpoint(&model)?;
     let plan = neuroconv_convert::plan(&source, &recipe)?;
     show(&plan, ui)?;
     Ok(Exit::Done)
@@ -49,11 +51,11 @@ pub(crate) fn recipe_with_run(name: &str) -> anyhow::Result<(Recipe, RunSection)
 }
 
 /// Opens what is to be converted; an artifact is not.
-pub(crate) fn checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
-    match super::open(path)? {
+pub(crate) fn checkpoint(model: &Model) -> anyhow::Result<Checkpoint> {
+    match super::open(model)? {
         Source::Checkpoint(checkpoint) => Ok(checkpoint),
         Source::Artifact(_) => Err(Misuse::new(
-            format!("`{}` is an artifact already", path.display()),
+            format!("`{}` is an artifact already", model.name),
             "convert the checkpoint that it was made from",
         )
         .into()),

@@ -10,12 +10,13 @@ use crate::args::VerifyArgs;
 use crate::corpus;
 use crate::exit::Exit;
 use crate::github;
+use crate::hub::{self, Need};
 use crate::pipeline::{self, Examination, Examined};
 use crate::reports::{self, Forms};
 use crate::ui::Ui;
 
 pub(crate) fn run(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let opened = Opened::open(args)?;
+    let opened = Opened::open(args, ui)?;
     let Examination { report, advice, .. } = opened.examine(args, ui)?;
     tell(args, &report, &advice, ui)?;
     Ok(pipeline::exit(&report))
@@ -29,9 +30,10 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    pub(crate) fn open(args: &VerifyArgs) -> anyhow::Result<Self> {
+    pub(crate) fn open(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Self> {
         let artifact = PackedModel::open(&args.artifact, Validate::Full)?;
-        let base = plan::checkpoint(&args.against)?;
+        let against = hub::resolve(&args.against, &args.hub, Need::Weights, ui)?;
+        let base = plan::checkpoint(&against)?;
         let recipe_path = args.artifact.join("neuroconv").join("recipe.toml");
         let mut recipe = Recipe::parse(
             &fs_err::read_to_string(&recipe_path)?,

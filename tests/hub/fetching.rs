@@ -1,0 +1,201 @@
+//! What is fetched, when, and where it goes.
+
+use neuroconv_fixtures::hub::{Hub, Repository};
+use serde_json::Value;
+
+use super::{NAME, Net, json, of_weights};
+use crate::place::{MEASURE, assert_code, model, stderr, stdout};
+
+#[test]
+fn a_conversion_from_a_hub_is_that_of_the_folder() {
+    let net = Net::new();
+    let text = neuroconv_fixtures::tiny_text();
+    let convert = |name: &str, rest: &[&str]| {
+        let args = [
+            "int4",
+            name,
+            "--method",
+            "rtn",
+            "--text",
+            text.to_str().unwrap(),
+        ];
+        let output = net.run(&[&args[..], &MEASURE, rest].concat());
+        assert_code(&output, 0);
+        output
+    };
+    let output = convert(NAME, &[]);
+    let source = format!("source: hub {NAME}@{}\n", net.commit);
+    assert!(stderr(&output).contains(&source), "{}", stderr(&output));
+    assert!(
+        stdout(&output).ends_with("/fable-int4\n"),
+        "named as the repository is"
+    );
+    convert(model().to_str().unwrap(), &["-o", "local"]);
+    let bytes = |folder: &str, file: &str| fs_err::read(net.place.path(folder).join(file)).unwrap();
+    for file in ["model.safetensors", "config.json", "tokenizer.json"] {
+        assert!(bytes("fable-int4", file) == bytes("local", file), "{file}");
+    }
+    let manifest: Value =
+        serde_json::from_slice(&bytes("fable-int4", "neuroconv/manifest.json")).unwrap();
+    assert_eq!(manifest["source"]["id"], NAME);
+    assert_eq!(manifest["source"]["commit"], net.commit.as_str());
+    let card = String::from_utf8(bytes("fable-int4", "README.md")).unwrap();
+    assert!(card.contains(&format!("base_model: {NAME}\n")), "{card}");
+    assert!(card.contains(&net.commit));
+    net.assert_complete();
+    let output = net.run(&[
+        "verify",
+        "fable-int4",
+        "--against",
+        NAME,
+        "--text",
+        text.to_str().unwrap(),
+    ]);
+    assert_code(&output, 0);
+}
+
+#[test]
+fn what_is_in_the_cache_is_not_asked_for_again() {
+    let net = Net::new();
+    assert_code(&net.fetch(NAME, &[]), 0);
+    let first = net.hub.requests();
+    let files = first
+        .iter()
+        .filter(|request| request.path.contains("/resolve/"))
+        .count();
+    assert_eq!(
+        first.len(),
+        2 + files + 1,
+        "a commit, a list, each file, and the weights where they are"
+    );
+    let at_commit = format!("{NAME}@{}", net.commit);
+    for (name, env, requests) in [
+        (NAME, &[][..], 1),
+        ("org/fable@main", &[], 1),
+        ("hf://org/fable", &[], 1),
+        (&at_commit, &[], 0),
+        (NAME, &[("HF_HUB_OFFLINE", "1")], 0),
+        (NAME, &[("TRANSFORMERS_OFFLINE", "yes")], 0),
+    ] {
+        let output = net.fetch(name, env);
+        assert_code(&output, 0);
+        assert!(stderr(&output).contains(&net.commit));
+        assert_eq!(net.hub.requests().len(), requests, "{name} {env:?}");
+    }
+    let address = format!("{}/org/fable/tree/main", net.hub.endpoint());
+    assert_code(&net.fetch(&address, &[]), 0);
+    let output = net.run(&["inspect", NAME, "--revision", &net.commit, "--offline"]);
+    assert_code(&output, 0);
+    assert!(stdout(&output).starts_with(&format!("{at_commit}: checkpoint")));
+    // The cache of another program may keep no lists.
+    fs_err::remove_dir_all(net.cache().join("trees")).unwrap();
+    net.hub.requests();
+    assert_code(&net.fetch(NAME, &[("HF_HUB_OFFLINE", "1")]), 0);
+    assert_code(&net.fetch(&at_commit, &[]), 0);
+    assert_eq!(net.hub.requests().len(), 1, "the list alone");
+}
+
+#[test]
+fn without_links_the_files_are_there_themselves() {
+    let net = Net::new();
+    assert_code(&net.fetch(NAME, &[("HF_HUB_DISABLE_SYMLINKS", "1")]), 0);
+    assert!(!net.snapshot().join("model.safetensors").is_symlink());
+    net.assert_complete();
+    net.hub.requests();
+    assert_code(&net.fetch(NAME, &[]), 0);
+    assert_eq!(net.hub.requests().len(), 1);
+}
+
+#[test]
+fn a_plan_of_a_hub_reads_headers_alone() {
+    let golden = neuroconv_fixtures::golden_dirs();
+    let golden = |name: &str| {
+        golden
+            .iter()
+            .find(|dir| dir.ends_with(name))
+            .unwrap()
+            .clone()
+    };
+    for folder in [
+        model(),
+        golden("llama"),
+        golden("llama-tied-stored"),
+        golden("llama-sharded"),
+    ] {
+        let net = Net::of(&folder);
+        let hub = net.run(&["plan", "int8", NAME, "--json"]);
+        let local = net.run(&["plan", "int8", folder.to_str().unwrap(), "--json"]);
+        assert_code(&hub, 0);
+        let sent: u64 = net.hub.requests().iter().map(|request| request.sent).sum();
+        assert!(sent < 128 << 10, "{sent} bytes for {}", folder.display());
+        let (mut hub, mut local) = (json(&hub), json(&local));
+        assert_eq!(hub["source"]["id"], NAME);
+        assert_eq!(hub["source"]["commit"], net.commit.as_str());
+        hub["source"]["id"].take();
+        hub["source"]["commit"].take();
+        local["source"]["id"].take();
+        local["source"]["commit"].take();
+        assert_eq!(hub, local, "{}", folder.display());
+    }
+    let net = Net::new();
+    assert_code(&net.run(&["int4", NAME, "--dry-run"]), 0);
+    let output = net.run(&["inspect", NAME]);
+    assert_code(&output, 0);
+    assert!(stdout(&output).starts_with(&format!("{NAME}@{}: checkpoint", net.commit)));
+    let sent: u64 = of_weights(&net.hub.requests())
+        .iter()
+        .map(|request| request.sent)
+        .sum();
+    assert!(sent <= 2 * (16 << 10), "{sent} bytes of the weights");
+    assert!(net.incomplete().is_none() && !net.snapshot().join("model.safetensors").exists());
+    // What is known already is not asked for twice.
+    assert_code(&net.fetch(NAME, &[]), 0);
+    net.assert_complete();
+}
+
+#[test]
+fn shards_and_pages_are_followed() {
+    let golden = neuroconv_fixtures::golden_dirs();
+    let folder = golden
+        .iter()
+        .find(|dir| dir.ends_with("llama-sharded"))
+        .unwrap();
+    let repository = Repository::of(NAME, folder).unwrap();
+    let mut net = Net::with(repository.clone());
+    net.hub = Hub::start_at(0, 2, vec![repository]).unwrap();
+    // Which norms to fold is measured, so all weights are needed.
+    assert_code(&net.run(&["int8", NAME, "--dry-run", "--fold-norms"]), 0);
+    let requests = net.hub.requests();
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.path.contains("cursor=2"))
+    );
+    for entry in fs_err::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap();
+        let wanted = name != "golden.safetensors";
+        assert_eq!(
+            net.snapshot().join(name).exists(),
+            wanted,
+            "{}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn nothing_is_fetched_offline() {
+    let net = Net::new();
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    let output = net.fetch(NAME, &offline);
+    assert_code(&output, 7);
+    assert!(stderr(&output).contains("`org/fable@main` is not in the cache"));
+    assert_code(&net.run(&["plan", "int8", NAME]), 0);
+    net.hub.requests();
+    let output = net.run(&["plan", "int8", NAME, "--offline"]);
+    assert_code(&output, 7);
+    assert!(stderr(&output).contains("lacks"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--offline"));
+    assert_eq!(net.hub.requests(), []);
+}
