@@ -24,6 +24,8 @@ fn what_goes_wrong_on_the_way_is_made_good() {
         (vec![(WEIGHTS, Fault::Stall(MIB, long), 1)], false),
         (vec![(WEIGHTS, Fault::Status(503, vec![]), 2)], true),
         (vec![("/api/models", Fault::Status(500, vec![]), 2)], true),
+        (vec![(INFO, Fault::Stall(3, long), 1)], true),
+        (vec![(TREE, Fault::Cut(100), 1)], true),
         (some(Fault::Status(429, vec![("Retry-After", "1")])), true),
         // The second answer has nothing to do with what is there already.
         (

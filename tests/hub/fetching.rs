@@ -1,10 +1,13 @@
 //! What is fetched, when, and where it goes.
 
-use neuroconv_fixtures::hub::{Hub, Repository};
+use std::process::Stdio;
+use std::time::Duration;
+
+use neuroconv_fixtures::hub::{Fault, Hub, Repository, Times};
 use serde_json::Value;
 
-use super::{NAME, Net, json, of_weights};
-use crate::place::{MEASURE, assert_code, model, stderr, stdout};
+use super::{NAME, Net, WEIGHTS, json, of_weights};
+use crate::place::{MEASURE, Place, assert_code, model, stderr, stdout};
 
 #[test]
 fn a_conversion_from_a_hub_is_that_of_the_folder() {
@@ -181,6 +184,74 @@ fn shards_and_pages_are_followed() {
             "{}",
             path.display()
         );
+    }
+}
+
+#[test]
+fn an_artifact_of_a_hub_is_run_and_inspected() {
+    let place = Place::new();
+    let output = place.convert("int8", &model(), &["-o", "out", "--method", "rtn"]);
+    assert_code(&output, 0);
+    let net = Net::of(&place.path("out"));
+    let output = net.run(&["inspect", NAME]);
+    assert_code(&output, 0);
+    let name = format!("{NAME}@{}: artifact", net.commit);
+    assert!(stdout(&output).starts_with(&name), "{}", stdout(&output));
+    let hub = net.fetch(NAME, &[]);
+    let out = place.path("out");
+    let local = net.fetch(out.to_str().unwrap(), &[]);
+    assert_code(&hub, 0);
+    assert_eq!(stdout(&hub), stdout(&local));
+    let output = net.run(&["plan", "int4", NAME]);
+    assert_code(&output, 2);
+    assert!(stderr(&output).contains("is an artifact already"));
+}
+
+#[test]
+fn two_programs_do_not_fetch_the_same() {
+    let net = Net::new();
+    let pause = Duration::from_millis(700);
+    net.hub
+        .fail(WEIGHTS, Fault::Stall(1 << 20, pause), Times::Always);
+    let args = ["generate", NAME, "-p", "the", "-n", "1"];
+    let start = || net.command(&args).stdout(Stdio::null()).spawn().unwrap();
+    for mut child in [start(), start(), start()] {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(of_weights(&net.hub.requests()).len(), 1);
+    net.assert_complete();
+}
+
+#[test]
+fn every_command_takes_a_name() {
+    let net = Net::new();
+    assert_code(&net.fetch(NAME, &[]), 0);
+    let text = neuroconv_fixtures::tiny_text();
+    let text = text.to_str().unwrap();
+    for args in [
+        &[
+            "eval",
+            NAME,
+            "--text",
+            text,
+            "--ctx",
+            "64",
+            "--max-eval-tokens",
+            "256",
+        ][..],
+        &[
+            "bench", NAME, "--prompt", "2", "--gen", "1", "--repeat", "1",
+        ],
+        &["diff", NAME, "hf://org/fable@main"],
+        &["export", NAME, "--to", "gguf", "--dry-run", "--text", text],
+        &["run", "int8", NAME, "--dry-run"],
+        &["mla", NAME, "--dry-run"],
+        &["ternary", NAME, "--dry-run"],
+    ] {
+        let output = net.run(args);
+        assert_code(&output, 0);
+        let source = format!("source: hub {NAME}@{}", net.commit);
+        assert!(stderr(&output).contains(&source), "{args:?}");
     }
 }
 

@@ -311,6 +311,15 @@ mod tests {
     }
 
     #[test]
+    fn a_download_that_has_no_room_does_not_begin() {
+        let dir = tempfile::tempdir().unwrap();
+        let cached = Cached::new(dir.path(), "org/a", true);
+        cached.check_space(1).unwrap();
+        let refused = cached.check_space(1 << 60);
+        assert!(matches!(refused, Err(HubError::DiskSpace { needed, free, .. }) if free < needed));
+    }
+
+    #[test]
     fn a_file_of_another_size_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let cached = Cached::new(dir.path(), "org/a", true);

@@ -1,9 +1,9 @@
 //! Models of a Hugging Face hub: from a name to a folder that can be opened like any other.
 //!
 //! Owns what is asked of an endpoint and what goes into the cache that is shared with other programs
-//! ([`cache`]). hf-hub gives the routes, the names of the cache's folders and the form of an answer; its
-//! transfer keeps none of the rules that hold here (see [`download`]), so requests are made with the same
-//! `ureq` behind the trait of [`web`]. Prints nothing, asks for nothing that was not named, and trusts no
+//! (`cache`). hf-hub gives the routes, the names of the cache's folders and the form of an answer; its
+//! transfer keeps none of the rules that hold here (see `download`), so requests are made with the same
+//! `ureq` behind the trait of `web`. Prints nothing, asks for nothing that was not named, and trusts no
 //! name, size or hash that has not been checked.
 
 mod cache;
@@ -159,32 +159,29 @@ impl Hub {
         let repository = &reference.repository;
         let cached = self.cached(repository);
         let commit = self.commit(reference, &cached, interrupted)?;
-        let listing = match (cached.listing(&commit), &self.client) {
-            (Some(listing), _) => listing,
+        let (listing, is_new) = match (cached.listing(&commit), &self.client) {
+            (Some(listing), _) => (listing, false),
             (None, Some(client)) => {
                 let listing = listing::files_at(client, repository, &commit, interrupted)?;
-                // Refused before the cache is touched.
-                select(repository, &listing)?;
-                cached.prepare()?;
-                cached.keep_listing(&commit, &listing)?;
-                listing
+                (listing, true)
             }
             // Another program wrote it and keeps no lists: what is there is all there is.
             (None, None) => return self.unlisted(reference, &cached, commit),
         };
         let found = Found {
+            // Refused before the cache is touched.
             selection: select(repository, &listing)?,
             repository: repository.clone(),
             commit: commit.clone(),
             listing,
         };
-        if self.client.is_some() {
-            cached.remember(reference.revision(), &commit)?;
-        }
         let missing = found.missing(&cached)?;
+        let kept = self.keep(reference, &found, is_new);
         if missing.is_empty() {
+            // A complete model can be used where nothing can be written.
             return Ok((commit.clone(), Located::Here(cached.snapshot(&commit))));
         }
+        kept?;
         if self.client.is_none() {
             return Err(HubError::OfflineFiles {
                 repository: repository.clone(),
@@ -193,6 +190,19 @@ impl Hub {
             });
         }
         Ok((commit, Located::There(Box::new(found))))
+    }
+
+    /// Remembers what the endpoint said.
+    fn keep(&self, reference: &Reference, found: &Found, is_new: bool) -> Result<(), HubError> {
+        if self.client.is_none() {
+            return Ok(());
+        }
+        let cached = self.cached(&found.repository);
+        cached.prepare()?;
+        if is_new {
+            cached.keep_listing(&found.commit, &found.listing)?;
+        }
+        cached.remember(reference.revision(), &found.commit)
     }
 
     fn commit(

@@ -46,7 +46,7 @@ pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
 
 /// Checks a revision: a branch, a tag, a commit, or `refs/pr/N`.
 pub(crate) fn check_revision(revision: &str) -> Result<(), &'static str> {
-    let strange = |c: char| c.is_control() || c.is_whitespace() || "~^:?*[%#@".contains(c);
+    let strange = |c: char| !c.is_ascii_graphic() || "~^:?*[%#@".contains(c);
     if revision.contains(strange) {
         return Err("a revision has no such character");
     }
@@ -143,7 +143,7 @@ mod tests {
             assert_eq!(check_revision(good), Ok(()), "{good}");
         }
         for bad in [
-            "", "../x", "a b", "a\n", "/main", "main/", "a?b", "a#b", "a%2fb",
+            "", "../x", "a b", "a\n", "/main", "main/", "a?b", "a#b", "a%2fb", "ä",
         ] {
             assert!(check_revision(bad).is_err(), "{bad:?}");
         }

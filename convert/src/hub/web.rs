@@ -136,8 +136,11 @@ fn trouble(error: ureq::Error) -> Trouble {
     use std::io::ErrorKind::{
         BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof,
     };
-    use ureq::Error;
+    use ureq::{Error, Timeout};
     match error {
+        Error::Timeout(Timeout::Connect | Timeout::Resolve) => {
+            Trouble::Unreachable("no connection came about in time".to_owned())
+        }
         Error::Timeout(_) => Trouble::Timeout,
         Error::Io(error) => match error.kind() {
             TimedOut => Trouble::Timeout,
