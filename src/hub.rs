@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use neuroconv_convert::hub::{Found, Headers, Hub, HubError, Located, Reference, Settings};
+use neuroconv_runtime::open_source;
 
 use crate::args::HubArgs;
 use crate::failure::Misuse;
@@ -126,6 +127,7 @@ fn of_hub(reference: &Reference, settings: Settings, need: Need, ui: Ui) -> anyh
     let (path, headers) = match located {
         Located::Here(path) => (path, None),
         Located::There(found) if need == Need::Weights || found.is_artifact() => {
+            check(&hub, &found).with_context(|| name.clone())?;
             ui.note(format!("fetching it into {}", cache.display()));
             let progress = ui.progress();
             (hub.fetch(&found, progress.as_ref(), &INTERRUPTED)?, None)
@@ -142,6 +144,14 @@ fn of_hub(reference: &Reference, settings: Settings, need: Need, ui: Ui) -> anyh
         is_path: false,
         _headers: headers,
     })
+}
+
+/// Opens the headers alone, so that what is refused is refused before its weights are fetched.
+fn check(hub: &Hub, found: &Found) -> anyhow::Result<()> {
+    if !found.is_artifact() {
+        open_source(&hub.headers(found, false, &INTERRUPTED)?.path)?;
+    }
+    Ok(())
 }
 
 fn headers(hub: &Hub, found: &Found, need: Need, ui: Ui) -> anyhow::Result<Headers> {

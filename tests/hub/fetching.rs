@@ -6,7 +6,7 @@ use std::time::Duration;
 use neuroconv_fixtures::hub::{Fault, Hub, Repository, Times};
 use serde_json::Value;
 
-use super::{NAME, Net, WEIGHTS, json, of_weights};
+use super::{NAME, Net, WEIGHTS, json, of_weights, sent_of_weights};
 use crate::place::{MEASURE, Place, assert_code, model, stderr, stdout};
 
 #[test]
@@ -68,8 +68,8 @@ fn what_is_in_the_cache_is_not_asked_for_again() {
         .count();
     assert_eq!(
         first.len(),
-        2 + files + 1,
-        "a commit, a list, each file, and the weights where they are"
+        2 + files + 2,
+        "a commit, a list, each file, and the weights' header and all of them where they are"
     );
     let at_commit = format!("{NAME}@{}", net.commit);
     for (name, env, requests) in [
@@ -145,15 +145,64 @@ fn a_plan_of_a_hub_reads_headers_alone() {
     let output = net.run(&["inspect", NAME]);
     assert_code(&output, 0);
     assert!(stdout(&output).starts_with(&format!("{NAME}@{}: checkpoint", net.commit)));
-    let sent: u64 = of_weights(&net.hub.requests())
-        .iter()
-        .map(|request| request.sent)
-        .sum();
+    let requests = net.hub.requests();
+    assert!(of_weights(&requests).is_empty());
+    let sent = sent_of_weights(&requests);
     assert!(sent <= 2 * (16 << 10), "{sent} bytes of the weights");
     assert!(net.incomplete().is_none() && !net.snapshot().join("model.safetensors").exists());
     // What is known already is not asked for twice.
     assert_code(&net.fetch(NAME, &[]), 0);
     net.assert_complete();
+}
+
+#[test]
+fn what_is_refused_is_refused_before_its_weights_are_fetched() {
+    let place = Place::new();
+    for entry in fs_err::read_dir(model()).unwrap() {
+        let path = entry.unwrap().path();
+        fs_err::copy(
+            &path,
+            place.path(path.file_name().unwrap().to_str().unwrap()),
+        )
+        .unwrap();
+    }
+    let config = fs_err::read_to_string(place.path("config.json")).unwrap();
+    let config = config.replace("LlamaForCausalLM", "NobodyForCausalLM");
+    fs_err::write(place.path("config.json"), config).unwrap();
+    let net = Net::of(&place.path(""));
+    let output = net.fetch(NAME, &[]);
+    assert_code(&output, 5);
+    let said = stderr(&output);
+    assert!(
+        said.contains(&format!("{NAME}@")) && said.contains("NobodyForCausalLM"),
+        "{said}"
+    );
+    assert!(of_weights(&net.hub.requests()).is_empty());
+}
+
+#[test]
+fn packed_shapes_are_fetched_with_the_headers() {
+    let place = Place::new();
+    let args = ["-o", "out", "--method", "rtn"];
+    assert_code(&place.convert("int4", &model(), &args), 0);
+    let export = [
+        "export",
+        "out",
+        "--to",
+        "hf",
+        "-o",
+        "packed",
+        "--weights",
+        "compressed-tensors",
+    ];
+    assert_code(&place.run(&export), 0);
+    let net = Net::of(&place.path("packed"));
+    let output = net.run(&["plan", "int8", NAME]);
+    assert_code(&output, 0);
+    assert!(of_weights(&net.hub.requests()).is_empty());
+    let local = place.run(&["plan", "int8", "packed"]);
+    assert_code(&local, 0);
+    assert_eq!(stdout(&output).replace(NAME, "packed"), stdout(&local));
 }
 
 #[test]

@@ -106,11 +106,18 @@ impl Net {
     }
 }
 
-/// The requests for the weights where they are.
+/// The requests for the weights where they are, or for what is missing of them; not for their header.
 fn of_weights(requests: &[Request]) -> Vec<&Request> {
-    let weights =
-        |request: &&Request| request.at_files && request.path.contains("model.safetensors");
+    let weights = |request: &&Request| {
+        request.at_files && request.path.contains("model.safetensors") && !request.is_sample()
+    };
     requests.iter().filter(weights).collect()
+}
+
+/// Bytes of weights that were sent, their headers included.
+fn sent_of_weights(requests: &[Request]) -> u64 {
+    let weights = requests.iter().filter(|request| request.at_files);
+    weights.map(|request| request.sent).sum()
 }
 
 fn json(output: &Output) -> Value {

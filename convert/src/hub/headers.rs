@@ -2,9 +2,9 @@
 //!
 //! Owns a folder that looks like a snapshot of the cache: configuration and index as they are, weights with
 //! their true sizes of which only the headers are written and the rest are holes. Whoever opens it must read
-//! no weight. There is one thing that opening reads of weights: whether a head that is stored apart is the
-//! embedding once more. So samples of both are fetched, and the holes between them decide nothing unless
-//! all samples agree.
+//! no weight. Opening reads two things that are no header: the shapes of packed matrices, which are fetched,
+//! and whether a head that is stored apart is the embedding once more. Samples of both are fetched, and the
+//! holes between them decide nothing unless all samples agree.
 
 use std::io::Read;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use fs_err::File;
 use fs_err::os::unix::fs::FileExt as _;
-use neuroconv_format::{SafetensorsFile, TensorInfo, limits};
+use neuroconv_format::{ElementType, SafetensorsFile, TensorInfo, limits};
 use neuroconv_recipes::{Role, SourceTensor, TensorId, resolve};
 use neuroconv_runtime::{ModelFiles, Quiet};
 use tempfile::TempDir;
@@ -31,6 +31,8 @@ const GUESS: u64 = 16 << 10;
 const SAMPLES: u64 = 8;
 /// Bytes compared at each.
 const SAMPLE_BYTES: u64 = 1 << 10;
+/// Bytes of a tensor that may be the shape of another.
+const SHAPE_BYTES: u64 = 64;
 /// Files that are fetched whole whatever is asked.
 const NEEDED: [&str; 3] = [CONFIG, "generation_config.json", INDEX];
 
@@ -84,6 +86,9 @@ pub(super) fn fetch(
     let weights = found.weights(&path)?;
     for name in &weights {
         maker.weights(name)?;
+    }
+    for name in &weights {
+        maker.shapes(name)?;
     }
     let sampled_head = maker.sample_head(&weights)?;
     Ok(Headers {
@@ -149,6 +154,22 @@ impl Maker<'_> {
         // Weights that came along stay holes, so that tensors that are the same do not seem to differ.
         start.truncate(usize::try_from(end).unwrap_or(usize::MAX));
         self.write(name, &file, &start, 0)
+    }
+
+    /// The tensors that say the shapes of others, which opening reads too.
+    fn shapes(&mut self, name: &str) -> Result<(), HubError> {
+        // A file that cannot be opened is told by whoever opens the model.
+        let Ok(open) = SafetensorsFile::open(self.path.join(name)) else {
+            return Ok(());
+        };
+        let is_shape = |info: &&TensorInfo| {
+            info.dtype == ElementType::I64 && info.range.end - info.range.start <= SHAPE_BYTES
+        };
+        for info in open.tensors().iter().filter(is_shape) {
+            let bytes = self.range(name, info.range.clone())?;
+            self.write(name, &self.create(name)?, &bytes, info.range.start)?;
+        }
+        Ok(())
     }
 
     fn write(&self, name: &str, file: &File, bytes: &[u8], at: u64) -> Result<(), HubError> {
