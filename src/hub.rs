@@ -148,8 +148,14 @@ fn of_hub(reference: &Reference, settings: Settings, need: Need, ui: Ui) -> anyh
 
 /// Opens the headers alone, so that what is refused is refused before its weights are fetched.
 fn check(hub: &Hub, found: &Found) -> anyhow::Result<()> {
-    if !found.is_artifact() {
-        open_source(&hub.headers(found, false, &INTERRUPTED)?.path)?;
+    if found.is_artifact() {
+        return Ok(());
+    }
+    match hub.headers(found, false, &INTERRUPTED) {
+        Ok(headers) => open_source(&headers.path).map(|_| ())?,
+        // A server without ranges: the model is opened when all of it is here.
+        Err(HubError::Answer { .. }) => {}
+        Err(error) => return Err(error.into()),
     }
     Ok(())
 }

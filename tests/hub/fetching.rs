@@ -181,6 +181,19 @@ fn what_is_refused_is_refused_before_its_weights_are_fetched() {
 }
 
 #[test]
+fn a_server_without_ranges_is_enough_for_a_download() {
+    let golden = neuroconv_fixtures::golden_dirs();
+    let net = Net::of(golden.iter().find(|dir| dir.ends_with("llama")).unwrap());
+    net.hub.fail("", Fault::NoRanges, Times::Always);
+    let output = net.run(&["plan", "int8", NAME]);
+    assert_code(&output, 7);
+    assert!(stderr(&output).contains("another range of bytes"));
+    // Which norms to fold is measured, so all weights are needed.
+    assert_code(&net.run(&["int8", NAME, "--dry-run", "--fold-norms"]), 0);
+    assert!(net.snapshot().join("model.safetensors").exists());
+}
+
+#[test]
 fn packed_shapes_are_fetched_with_the_headers() {
     let place = Place::new();
     let args = ["-o", "out", "--method", "rtn"];
