@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use neuroconv_format::writer::SafetensorsLayout;
 use neuroconv_format::{Columns, CorrectionsPlan, DType, DenseTensor, PackedTensor, Tensor};
-use neuroconv_quant::{FitStats, code_stats, dequantize, quantize, relative_mse};
+use neuroconv_quant::{
+    FitStats, code_stats, dequantize, quantize, quantize_stored, relative_mse,
+};
 use neuroconv_recipes::{Apart, Role, TensorId};
 use neuroconv_runtime::{OneLayer, Progress, WeightSource, embed};
 use rayon::prelude::*;
@@ -150,27 +152,28 @@ impl Plan {
 /// Rounds a matrix `[rows, cols]` group by group, and keeps apart what the plan says.
 pub(crate) fn round(
     id: TensorId,
-    w_nk: &[f32],
+    w_nk: &DenseTensor,
     packed: &PackedPlan,
 ) -> Result<(PackedTensor, FitStats), Error> {
-    let (rows, cols) = (packed.layout.rows(), packed.layout.cols());
     let apart = packed.outliers.as_deref().unwrap_or(&[]);
-    let importance = packed.importance.as_deref();
-    let rounded = |w_nk: &[f32]| {
-        let (tensor, stats) = quantize(w_nk, rows, cols, &packed.spec, importance)
-            .map_err(|source| Error::Quantize { tensor: id, source })?;
-        let activations = packed.activations;
-        Ok::<_, Error>((
-            PackedTensor {
-                activations,
-                ..tensor
-            },
-            stats,
-        ))
+    let (mut tensor, stats) = if apart.is_empty() {
+        quantize_stored(w_nk, &packed.spec, packed.importance.as_deref())
+            .map_err(|source| Error::Quantize { tensor: id, source })?
+    } else {
+        round_apart(id, &w_nk.to_f32(), packed, apart)?
     };
-    if apart.is_empty() {
-        return rounded(w_nk);
-    }
+    tensor.activations = packed.activations;
+    Ok((tensor, stats))
+}
+
+/// Rounds a matrix but for the columns `apart`, which stay what they are in half precision.
+fn round_apart(
+    id: TensorId,
+    w_nk: &[f32],
+    packed: &PackedPlan,
+    apart: &[u32],
+) -> Result<(PackedTensor, FitStats), Error> {
+    let (rows, cols) = (packed.layout.rows(), packed.layout.cols());
     let mut codes = w_nk.to_vec();
     let mut values = Vec::with_capacity(4 * rows * apart.len());
     for row in codes.chunks_mut(cols) {
@@ -190,7 +193,9 @@ pub(crate) fn round(
         bytes,
         ..exact
     };
-    let (mut tensor, _) = rounded(&codes)?;
+    let importance = packed.importance.as_deref();
+    let (mut tensor, _) = quantize(&codes, rows, cols, &packed.spec, importance)
+        .map_err(|source| Error::Quantize { tensor: id, source })?;
     tensor.corrections.columns = Some(Columns::dense(apart.to_vec(), half));
     let stats = FitStats {
         rel_mse: relative_mse(w_nk, &dequantize(&Tensor::Packed(tensor.clone()))),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{ScopedJoinHandle, scope};
 
-use neuroconv_format::SharedBytes;
+use neuroconv_format::{DenseTensor, SharedBytes};
 use neuroconv_runtime::{Checkpoint, Progress, Rewritten};
 
 use crate::Error;
@@ -49,8 +49,8 @@ pub(crate) struct Pipeline<'a> {
 
 /// A tensor that was read and found finite.
 enum Loaded<'a> {
-    /// `[rows * cols]` to be quantized.
-    Weights(Vec<f32>, &'a PackedPlan),
+    /// `[rows, cols]` to be quantized.
+    Weights(DenseTensor, &'a PackedPlan),
     /// Stored as it is.
     Stored(SharedBytes, Option<Stats>),
     /// Rounded already.
@@ -112,13 +112,12 @@ impl Pipeline<'_> {
             };
             dense::check_finite(*id, source, &values)?;
             let loaded = match &task.tensor.storage {
-                Storage::Packed(packed) => Loaded::Weights(values.to_f32(), packed),
+                Storage::Packed(packed) => Loaded::Weights(values, packed),
                 Storage::Dense(codec) => {
                     let (bytes, stats) = dense::convert(*id, &values, codec.dtype())?;
                     Loaded::Stored(bytes, stats)
                 }
             };
-            drop(values);
             if next.send((task, loaded)).is_err() {
                 break;
             }

@@ -4,6 +4,11 @@
 //! Owns how a matrix becomes levels and scales and what that costs in error. Does not know where
 //! weights come from or what becomes of them.
 
+#![expect(
+    clippy::inline_always,
+    reason = "what rounds a group is compiled once more for wide registers, see `quantize`"
+)]
+
 mod dequantize;
 mod error;
 pub mod fit;
@@ -20,5 +25,5 @@ pub use error::Error;
 pub use group::choose_group;
 pub use levels::Levels;
 pub use neuroconv_recipes::Threshold;
-pub use quantize::{QuantizeSpec, quantize};
+pub use quantize::{QuantizeSpec, quantize, quantize_stored};
 pub use stats::{FitStats, code_stats, relative_mse};

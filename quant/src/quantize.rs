@@ -1,7 +1,11 @@
 //! A whole matrix to packed bytes, every group rounded on its own: panels in parallel.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use neuroconv_format::codec::PANEL_ROWS;
-use neuroconv_format::{PackedLayout, PackedTensor};
+use neuroconv_format::{DenseTensor, PackedLayout, PackedTensor};
+use pulp::Arch;
 use rayon::prelude::*;
 
 use crate::Threshold;
@@ -69,16 +73,50 @@ pub fn quantize(
     spec: &QuantizeSpec,
     importance: Option<&[f32]>,
 ) -> Result<(PackedTensor, FitStats), Error> {
-    let layout = spec.layout(rows, cols)?;
-    check_weights(w_nk, rows, cols)?;
-    let mut packing = Packing::new(layout);
-    let tallies: Vec<Result<Tally, Error>> = w_nk
-        .par_chunks(PANEL_ROWS * cols)
-        .zip(packing.panels())
+    check_length(w_nk.len(), rows, cols)?;
+    let panel = |range: Range<usize>| Cow::Borrowed(&w_nk[range]);
+    quantize_panels(panel, rows, cols, spec, importance)
+}
+
+/// The same for a matrix as it is stored; single precision is made of 16 rows at a time.
+///
+/// Panics where the tensor does not have the bytes of its shape.
+pub fn quantize_stored(
+    w_nk: &DenseTensor,
+    spec: &QuantizeSpec,
+    importance: Option<&[f32]>,
+) -> Result<(PackedTensor, FitStats), Error> {
+    let rows = w_nk.shape.first().copied().unwrap_or(1);
+    let cols = w_nk.shape.iter().skip(1).product();
+    check_length(w_nk.len(), rows, cols)?;
+    let panel = |range| Cow::Owned(w_nk.part(range).expect("the length was checked").to_f32());
+    quantize_panels(panel, rows, cols, spec, importance)
+}
+
+/// `panel` gives a range of the weights.
+fn quantize_panels<'w>(
+    panel: impl Fn(Range<usize>) -> Cow<'w, [f32]> + Sync,
+    rows: usize,
+    cols: usize,
+    spec: &QuantizeSpec,
+    importance: Option<&[f32]>,
+) -> Result<(PackedTensor, FitStats), Error> {
+    let mut packing = Packing::new(spec.layout(rows, cols)?);
+    let tallies: Vec<Result<Tally, Error>> = packing
+        .panels()
         .enumerate()
-        .map(|(panel, (w, mut packed))| {
-            quantize_panel(w, cols, spec, importance, &mut packed)
-                .map_err(|e| e.below(panel * PANEL_ROWS))
+        .map(|(index, mut packed)| {
+            let first = index * PANEL_ROWS;
+            let last = (first + PANEL_ROWS).min(rows);
+            let w = panel(first * cols..last * cols);
+            wide(
+                #[inline(always)]
+                || {
+                    check_finite(&w, cols)?;
+                    quantize_panel(&w, cols, spec, importance, &mut packed)
+                },
+            )
+            .map_err(|e| e.below(first))
         })
         .collect();
     let mut total = Tally::new();
@@ -90,13 +128,19 @@ pub fn quantize(
 
 /// Refuses a number of weights that is not that of the shape, and weights that are not finite.
 pub(crate) fn check_weights(w_nk: &[f32], rows: usize, cols: usize) -> Result<(), Error> {
-    if w_nk.len() != rows * cols {
-        return Err(Error::Length {
-            rows,
-            cols,
-            found: w_nk.len(),
-        });
+    check_length(w_nk.len(), rows, cols)?;
+    check_finite(w_nk, cols)
+}
+
+fn check_length(found: usize, rows: usize, cols: usize) -> Result<(), Error> {
+    if found == rows * cols {
+        Ok(())
+    } else {
+        Err(Error::Length { rows, cols, found })
     }
+}
+
+fn check_finite(w_nk: &[f32], cols: usize) -> Result<(), Error> {
     match w_nk.iter().position(|w| !w.is_finite()) {
         Some(at) => Err(Error::NotFinite {
             row: at / cols,
@@ -107,7 +151,15 @@ pub(crate) fn check_weights(w_nk: &[f32], rows: usize, cols: usize) -> Result<()
     }
 }
 
+/// Runs `act` compiled for the widest registers there are, so far as what it calls is inlined: the
+/// compiler makes SIMD of the loops. The order of all sums is written out, so results are the same.
+#[inline(always)]
+fn wide<T>(act: impl FnOnce() -> T) -> T {
+    Arch::new().dispatch(act)
+}
+
 /// Fills the codes and scales of up to 16 rows.
+#[inline(always)]
 fn quantize_panel(
     w: &[f32],
     cols: usize,

@@ -24,7 +24,38 @@ pub struct FitStats {
 pub(crate) struct Tally {
     error: f64,
     energy: f64,
-    counts: [u64; 256],
+    counts: Counts,
+}
+
+/// How often each level occurs. Neighbours are counted apart: adding to one number many times over
+/// would take turns.
+#[derive(Clone, Debug)]
+struct Counts([[u64; 256]; 4]);
+
+impl Counts {
+    #[inline(always)]
+    fn add(&mut self, levels: &[i8]) {
+        let (whole, rest) = levels.as_chunks::<4>();
+        for levels in whole {
+            for (counts, &level) in self.0.iter_mut().zip(levels) {
+                counts[usize::from(level as u8)] += 1;
+            }
+        }
+        for &level in rest {
+            self.0[0][usize::from(level as u8)] += 1;
+        }
+    }
+
+    fn merge(&mut self, other: &Counts) {
+        let mine = self.0.as_flattened_mut().iter_mut();
+        for (count, other) in mine.zip(other.0.as_flattened()) {
+            *count += other;
+        }
+    }
+
+    fn totals(&self) -> [u64; 256] {
+        std::array::from_fn(|level| self.0.iter().map(|counts| counts[level]).sum())
+    }
 }
 
 impl Tally {
@@ -32,20 +63,20 @@ impl Tally {
         Tally {
             error: 0.0,
             energy: 0.0,
-            counts: [0; 256],
+            counts: Counts([[0; 256]; 4]),
         }
     }
 
     /// Counts one group: its weights, and the levels and scale that stand for them.
+    #[inline(always)]
     pub(crate) fn add_group(&mut self, w: &[f32], levels: &[i8], fit: GroupFit) {
+        let (scale, shift) = (fit.scale.to_f32(), fit.shift.to_f32());
         self.error += sum(w.iter().zip(levels).map(|(&w, &level)| {
-            let error = f64::from(w) - f64::from(fit.value(level));
+            let error = f64::from(w) - f64::from(scale * f32::from(level) + shift);
             error * error
         }));
         self.energy += sum(w.iter().map(|&w| f64::from(w) * f64::from(w)));
-        for &level in levels {
-            self.counts[usize::from(level as u8)] += 1;
-        }
+        self.counts.add(levels);
     }
 
     /// Counts weights, and the levels and values that stand for them.
@@ -53,25 +84,21 @@ impl Tally {
         let off = |(&w, &v): (&f32, &f32)| (f64::from(w) - f64::from(v)).powi(2);
         self.error += sum(w.iter().zip(values).map(off));
         self.energy += sum(w.iter().map(|&w| f64::from(w) * f64::from(w)));
-        for &level in levels {
-            self.counts[usize::from(level as u8)] += 1;
-        }
+        self.counts.add(levels);
     }
 
     pub(crate) fn merge(&mut self, other: &Tally) {
         self.error += other.error;
         self.energy += other.energy;
-        for (count, other) in self.counts.iter_mut().zip(&other.counts) {
-            *count += other;
-        }
+        self.counts.merge(&other.counts);
     }
 
     pub(crate) fn stats(&self) -> FitStats {
-        let total = self.counts.iter().sum::<u64>() as f64;
+        let counts = self.counts.totals();
         FitStats {
             rel_mse: ratio(self.error, self.energy),
-            zeros: self.counts[0] as f64 / total,
-            entropy_bits: entropy_bits(&self.counts),
+            zeros: counts[0] as f64 / counts.iter().sum::<u64>() as f64,
+            entropy_bits: entropy_bits(&counts),
         }
     }
 }
@@ -90,9 +117,7 @@ pub fn code_stats(tensor: &PackedTensor) -> FitStats {
             let width = layout.group().min(layout.cols() - group * layout.group());
             let levels = &mut levels[..width];
             unpack_row(kind, block, row % PANEL_ROWS, levels);
-            for &level in &*levels {
-                tally.counts[usize::from(level as u8)] += 1;
-            }
+            tally.counts.add(levels);
         }
     }
     tally.stats()
@@ -114,6 +139,7 @@ pub(crate) fn entropy_bits(counts: &[u64]) -> f64 {
 }
 
 /// `Σ (w - scale * level)²`; the products are exact in single precision.
+#[inline(always)]
 pub(crate) fn squared_error(w: &[f32], levels: &[i8], scale: f32) -> f64 {
     sum(w.iter().zip(levels).map(|(&w, &level)| {
         let error = f64::from(w) - f64::from(scale * f32::from(level));
@@ -142,10 +168,16 @@ fn ratio(error: f64, energy: f64) -> f64 {
 }
 
 /// A sum in four interleaved lanes: a fixed order that the compiler can run in parallel.
-pub(crate) fn sum(values: impl Iterator<Item = f64>) -> f64 {
+#[inline(always)]
+pub(crate) fn sum(mut values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let mut lanes = [0.0; 4];
-    for (i, value) in values.enumerate() {
-        lanes[i % 4] += value;
+    for _ in 0..values.len() / 4 {
+        for lane in &mut lanes {
+            *lane += values.next().unwrap_or(0.0);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(values) {
+        *lane += value;
     }
     (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
 }

@@ -173,11 +173,15 @@ impl LayerTask<'_> {
     ) -> Result<MatrixRounding, Error> {
         let id = tensor.id;
         let failed = |source| Error::Quantize { tensor: id, source };
-        let w_nk = dequantize(&self.source.tensor(id)?);
+        let stored = self.source.tensor(id)?;
         let rows = packed.layout.rows();
         let name = id.to_string();
         let Some(inputs) = inputs.filter(|_| packed.how.learns()) else {
-            let (tensor, stats) = outliers::round(id, &w_nk, packed)?;
+            let Tensor::Dense(w_nk) = &stored else {
+                let codec = stored.codec_name();
+                return Err(neuroconv_runtime::Error::Codec { tensor: id, codec }.into());
+            };
+            let (tensor, stats) = outliers::round(id, w_nk, packed)?;
             rounded.insert(id, Tensor::Packed(tensor));
             return Ok(MatrixRounding {
                 name,
@@ -187,6 +191,7 @@ impl LayerTask<'_> {
                 idle_columns: 0,
             });
         };
+        let w_nk = dequantize(&stored);
         let group = packed.spec.group;
         if let Entry::Vacant(place) = metrics.entry(group) {
             place.insert(InputMetric::new(inputs.moments.as_ref(), group).map_err(failed)?);

@@ -10,6 +10,7 @@ const LEVELS: (f32, f32) = (-127.0, 127.0);
 /// the squared error is less.
 ///
 /// Panics when `w` and `levels` differ in length.
+#[inline(always)]
 pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
     assert_eq!(w.len(), levels.len(), "a level for each weight");
     let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));

@@ -73,6 +73,7 @@ impl GroupFit {
 /// Without importance and shift, ternary levels are the exact optimum of their rule.
 ///
 /// Panics when the lengths differ.
+#[inline(always)]
 pub fn fit(w: &[f32], importance: Option<&[f32]>, grid: &Grid, levels: &mut [i8]) -> GroupFit {
     match (grid.levels, importance, grid.shift) {
         (Levels::Ternary, _, false) => ternary::fit_with_band(w, importance, grid.rule, levels),
@@ -96,11 +97,13 @@ pub(crate) fn to_f16(scale: f64) -> f16 {
 const NO_FRACTION: f32 = 12_582_912.0;
 
 /// The nearest integer from `low` to `high`, both integers; half to even.
+#[inline(always)]
 fn round(value: f32, low: f32, high: f32) -> f32 {
     (value.clamp(low, high) + NO_FRACTION) - NO_FRACTION
 }
 
 /// Fills in the nearest levels from `low` to `high` under a scale that is not zero.
+#[inline(always)]
 fn assign(w: &[f32], scale: f16, (low, high): (f32, f32), levels: &mut [i8]) {
     let scale = scale.to_f32();
     for (level, w) in levels.iter_mut().zip(w) {

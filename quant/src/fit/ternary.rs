@@ -4,14 +4,14 @@
 //! `α = Σ_S h|w| / Σ_S h` (`h`: importance, else 1), and is then `Σ h w² - (Σ_S h|w|)² / Σ_S h`.
 //! Whatever the scale, a weight is better kept than dropped where `|w| > α/2`, so the best support
 //! is one of the `n` sets of the largest magnitudes: sorting and prefix sums find the optimum
-//! exactly.
+//! exactly. Without importance most weights need no sorting, see [`Doubtful`].
 
 use half::f16;
 
 use super::GroupFit;
 use crate::Threshold;
 use crate::error::Error;
-use crate::stats::entropy_bits;
+use crate::stats::{self, entropy_bits};
 
 /// How the weights of one row are told from zero, its row-wide part worked out.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,6 +67,7 @@ pub fn fit(w: &[f32], importance: Option<&[f32]>, rule: Rule, levels: &mut [i8])
 }
 
 /// [`fit`] with the threshold it came to, in scales.
+#[inline(always)]
 pub(super) fn fit_with_band(
     w: &[f32],
     importance: Option<&[f32]>,
@@ -149,6 +150,7 @@ fn regressed(w: &[f32], h: &impl Fn(usize) -> f64, levels: &[i8], now: GroupFit)
 }
 
 /// Scale and threshold.
+#[inline(always)]
 fn fit_with_threshold(
     w: &[f32],
     importance: Option<&[f32]>,
@@ -157,6 +159,12 @@ fn fit_with_threshold(
 ) -> (f16, f32) {
     assert_eq!(w.len(), levels.len(), "a level for each weight");
     match importance {
+        None if rule == Rule::Mse => {
+            let scale = super::to_f16(Doubtful::of(w).best_scale());
+            let threshold = scale.to_f32() / 2.0;
+            keep(w, scale, threshold, levels);
+            (scale, threshold)
+        }
         None => fit_weighted(w, |_| 1.0, rule, levels),
         Some(h) => {
             assert_eq!(w.len(), h.len(), "an importance for each weight");
@@ -181,12 +189,18 @@ fn fit_weighted(w: &[f32], h: impl Fn(usize) -> f64, rule: Rule, levels: &mut [i
             with_mean_above(w, &h, threshold)
         }
     };
-    let dead = scale.to_bits() == 0;
-    for (level, &w) in levels.iter_mut().zip(w) {
-        let kept = w.abs() > threshold && !dead;
-        *level = if kept { w.signum() as i8 } else { 0 };
-    }
+    keep(w, scale, threshold, levels);
     (scale, threshold)
+}
+
+/// The signs of the weights beyond `threshold`; none where the scale is zero.
+#[inline(always)]
+fn keep(w: &[f32], scale: f16, threshold: f32, levels: &mut [i8]) {
+    let dead = scale.to_bits() == 0;
+    let threshold = if dead { f32::INFINITY } else { threshold };
+    for (level, &w) in levels.iter_mut().zip(w) {
+        *level = i8::from(w > threshold) - i8::from(w < -threshold);
+    }
 }
 
 /// The weighted mean magnitude of what exceeds `threshold`, beside the threshold.
@@ -236,6 +250,107 @@ fn best_scale(sorted: &[u64], h: &impl Fn(usize) -> f64) -> f64 {
         }
     }
     scale
+}
+
+/// Weights of equal importance, divided into those that the best support has for sure, those that it
+/// has not, and those in doubt.
+///
+/// The best scale `α` is the mean of the magnitudes beyond `α/2`. That mean, `f(α)`, grows with `α`.
+/// So whatever bound `α` has from below or above, `f` of the bound is one too, and every turn brings
+/// the two nearer to each other. Few weights of a group stay between their halves: only these are
+/// sorted.
+struct Doubtful {
+    /// Sum and number of the magnitudes that are kept for sure.
+    sum: f64,
+    count: f64,
+    /// The magnitudes in doubt, largest first.
+    magnitudes: Vec<f32>,
+}
+
+/// Turns of the bounds at most. More would leave fewer weights to sort, and cost more than they save.
+const BOUND_TURNS: usize = 4;
+/// By how much bounds are widened, relatively, since they come from sums in single precision.
+const BOUND_SLACK: f32 = 1e-4;
+
+impl Doubtful {
+    #[inline(always)]
+    fn of(w: &[f32]) -> Self {
+        let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+        let (mut low, mut high) = (0.0_f32, largest * (0.5 + BOUND_SLACK));
+        for _ in 0..BOUND_TURNS {
+            let next = mean_beyond(w, low) * (0.5 - BOUND_SLACK);
+            if next <= low {
+                break;
+            }
+            low = next;
+        }
+        for _ in 0..BOUND_TURNS {
+            let next = mean_beyond(w, high) * (0.5 + BOUND_SLACK);
+            if next >= high {
+                break;
+            }
+            high = next;
+        }
+        // Which of the three a weight is cannot be foreseen, so nothing here branches on it.
+        let is_sure = |w: &f32| if w.abs() > high { 1.0 } else { 0.0 };
+        let sure = stats::sum(w.iter().map(|w| f64::from(w.abs() * is_sure(w))));
+        let count = w.iter().map(is_sure).sum::<f32>();
+        let mut magnitudes = vec![0.0; w.len()];
+        let mut doubtful = 0;
+        for magnitude in w.iter().map(|w| w.abs()) {
+            magnitudes[doubtful] = magnitude;
+            doubtful += usize::from((magnitude > low) & (magnitude <= high));
+        }
+        magnitudes.truncate(doubtful);
+        magnitudes.sort_unstable_by(|a, b| b.total_cmp(a));
+        Doubtful {
+            sum: sure,
+            count: f64::from(count),
+            magnitudes,
+        }
+    }
+
+    /// The scale of the support of least squared error.
+    fn best_scale(&self) -> f64 {
+        let (mut sum, mut count) = (self.sum, self.count);
+        let (mut best_sum, mut best_count) = (sum, count);
+        for &magnitude in &self.magnitudes {
+            sum += f64::from(magnitude);
+            count += 1.0;
+            if sum * sum * best_count > best_sum * best_sum * count {
+                (best_sum, best_count) = (sum, count);
+            }
+        }
+        if best_count > 0.0 {
+            best_sum / best_count
+        } else {
+            0.0
+        }
+    }
+}
+
+/// The mean of the magnitudes beyond `threshold`; zero where there are none.
+#[inline(always)]
+fn mean_beyond(w: &[f32], threshold: f32) -> f32 {
+    const LANES: usize = 8;
+    let (mut sums, mut counts) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    let (whole, rest) = w.as_chunks::<LANES>();
+    let mut last = [0.0; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    for w in whole.iter().chain([&last]) {
+        for (l, w) in w.iter().enumerate() {
+            let magnitude = w.abs();
+            let counts_as = if magnitude > threshold { 1.0 } else { 0.0 };
+            sums[l] += magnitude * counts_as;
+            counts[l] += counts_as;
+        }
+    }
+    let count = counts.iter().sum::<f32>();
+    if count > 0.0 {
+        sums.iter().sum::<f32>() / count
+    } else {
+        0.0
+    }
 }
 
 /// The magnitude above which weights are kept for the least `error / energy + weight * entropy`.

@@ -81,6 +81,18 @@ impl DenseTensor {
         self.bytes.is_empty()
     }
 
+    /// A range of the elements in row-major order, as one row; `None` when it reaches beyond them.
+    pub fn part(&self, range: Range<usize>) -> Option<Self> {
+        let size = self.dtype.size();
+        Some(DenseTensor {
+            dtype: self.dtype,
+            shape: vec![range.len()],
+            bytes: self
+                .bytes
+                .slice(range.start.checked_mul(size)?..range.end.checked_mul(size)?)?,
+        })
+    }
+
     /// The elements as single precision: exact for each stored type.
     pub fn to_f32(&self) -> Vec<f32> {
         match self.dtype {
