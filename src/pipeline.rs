@@ -12,7 +12,7 @@ use anyhow::Context;
 use neuroconv_convert::card::FrontMatter;
 use neuroconv_convert::{Emission, Plan, StagedArtifact, Staging};
 use neuroconv_format::manifest::VerdictStatus;
-use neuroconv_format::{Manifest, Validate};
+use neuroconv_format::Manifest;
 use neuroconv_recipes::{FoldNorms, Limits, Recipe, Rewrites, TensorId};
 use neuroconv_runtime::{
     Checkpoint, KvCache, KvCodec, PackedModel, Progress, TextTokenizer, WeightSource,
@@ -117,7 +117,7 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
         importance::save(path, &staged, job.calibration)?;
     }
     let convert_s = start.elapsed().as_secs_f64();
-    let model = PackedModel::open(&staged.path(), Validate::Full)?;
+    let model = PackedModel::open_unmapped(&staged.path())?;
     let options = options(
         job.measurement,
         &job.recipe.limits,

@@ -76,7 +76,8 @@ pub(crate) struct HeadCache {
 }
 
 impl KvCache {
-    pub(crate) fn new(spec: &ModelSpec, codec: KvCodec) -> Self {
+    /// An empty cache for one sequence of such a model.
+    pub fn new(spec: &ModelSpec, codec: KvCodec) -> Self {
         let layers = spec.layers.iter();
         let layers = layers.map(|layer| LayerCache::new(CacheShape::of(&layer.mixer), codec));
         KvCache {

@@ -81,12 +81,22 @@ impl Head {
         self.head.rows()
     }
 
+    /// Takes the residual stream `[t, hidden]` after the last layer through the final norm.
+    pub fn norm(&self, x_td: &mut [f32]) {
+        self.norm.apply(x_td);
+    }
+
+    /// The logits `[t, vocab]` of hidden states `[t, hidden]` after the final norm. Their memory is
+    /// the caller's to bound.
+    pub fn project(&self, hidden_td: &[f32]) -> Vec<f32> {
+        self.head
+            .forward(&mut Input::new(hidden_td, self.hidden_size()))
+    }
+
     /// The logits `[t, vocab]` of the residual stream `[t, hidden]` after the last layer. Their
     /// memory is the caller's to bound.
     pub fn logits(&self, x_td: &[f32]) -> Vec<f32> {
-        let normed_td = self.norm.of(x_td);
-        self.head
-            .forward(&mut Input::new(&normed_td, self.hidden_size()))
+        self.project(&self.norm.of(x_td))
     }
 }
 
@@ -121,8 +131,17 @@ impl OneLayer {
     /// Takes the residual stream `[t, hidden]` of a window that begins at position 0 through the
     /// layer.
     pub fn run(&self, x_td: &mut [f32]) {
-        self.each_chunk(x_td, |layer, x_td, cache, positions| {
-            layer.forward(x_td, self.spec.hidden, cache.layer(self.index), positions);
+        self.extend(x_td, &mut KvCache::new(&self.spec, KvCodec::default()));
+    }
+
+    /// Takes the residual stream `[t, hidden]` of tokens that follow those which the layer's part of
+    /// `cache` holds through the layer; that part takes them in.
+    ///
+    /// Panics where the cache was made for another model.
+    pub fn extend(&self, x_td: &mut [f32], cache: &mut KvCache) {
+        assert!(cache.fits(&self.spec), "a cache for this model");
+        self.each_chunk(x_td, cache, |layer, x_td, cache, positions| {
+            layer.forward(x_td, self.spec.hidden, cache, positions);
         });
     }
 
@@ -132,8 +151,8 @@ impl OneLayer {
         let place = Place::of(role, &self.spec.layers[self.index].mixer)?;
         let mut seen = Vec::new();
         let mut x_td = x_td.to_vec();
-        self.each_chunk(&mut x_td, |layer, x_td, cache, positions| {
-            let cache = cache.layer(self.index);
+        let mut cache = KvCache::new(&self.spec, KvCodec::default());
+        self.each_chunk(&mut x_td, &mut cache, |layer, x_td, cache, positions| {
             seen.extend(layer.input(place, x_td, self.spec.hidden, cache, positions));
         });
         Some(seen)
@@ -142,13 +161,14 @@ impl OneLayer {
     fn each_chunk(
         &self,
         x_td: &mut [f32],
-        mut step: impl FnMut(&Layer, &mut [f32], &mut KvCache, &Positions<'_>),
+        cache: &mut KvCache,
+        mut step: impl FnMut(&Layer, &mut [f32], &mut LayerCache, &Positions<'_>),
     ) {
         let hidden = self.spec.hidden;
-        let mut cache = KvCache::new(&self.spec, KvCodec::default());
-        for (chunk, x_td) in x_td.chunks_mut(CHUNK_TOKENS * hidden).enumerate() {
-            let positions = Positions::new(&self.rope, chunk * CHUNK_TOKENS, x_td.len() / hidden);
-            step(&self.layer, x_td, &mut cache, &positions);
+        let cache = cache.layer(self.index);
+        for x_td in x_td.chunks_mut(CHUNK_TOKENS * hidden) {
+            let positions = Positions::new(&self.rope, cache.len, x_td.len() / hidden);
+            step(&self.layer, x_td, cache, &positions);
         }
     }
 }

@@ -10,7 +10,7 @@ use neuroconv_convert::{Error as ConvertError, Staging};
 use neuroconv_format::DType;
 use neuroconv_recipes::Mixer;
 use neuroconv_runtime::{AsNumbers, TextTokenizer, WeightSource, open_source};
-use neuroconv_verify::{LayerScorer, compare, windows};
+use neuroconv_verify::{RuntimeScorer, compare, windows};
 
 use crate::args::{ExportArgs, FormArg};
 use crate::calibration::{self, ENGLISH};
@@ -168,7 +168,7 @@ fn compare_with(
         None => &rounded,
     };
     let written = AsNumbers(written);
-    let (base, export) = (LayerScorer::new(numbers)?, LayerScorer::new(&written)?);
+    let (base, export) = (RuntimeScorer::new(numbers)?, RuntimeScorer::new(&written)?);
     let Measurement {
         texts,
         protocol,

@@ -1,6 +1,5 @@
 //! `neuroconv verify`: judges an artifact that is already there.
 
-use neuroconv_format::Validate;
 use neuroconv_recipes::Recipe;
 use neuroconv_runtime::{Checkpoint, PackedModel, WeightSource};
 use neuroconv_verify::report::Report;
@@ -31,7 +30,7 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn open(args: &VerifyArgs, ui: Ui) -> anyhow::Result<Self> {
-        let artifact = PackedModel::open(&args.artifact, Validate::Full)?;
+        let artifact = PackedModel::open_unmapped(&args.artifact)?;
         let against = hub::resolve(&args.against, &args.hub, Need::Weights, ui)?;
         let base = plan::checkpoint(&against)?;
         let recipe_path = args.artifact.join("neuroconv").join("recipe.toml");

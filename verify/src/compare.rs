@@ -20,8 +20,9 @@ use crate::tally::{Tally, WindowScores};
 
 /// Floats of logits that one model may hold per thread.
 const LOGIT_FLOATS: usize = 1 << 22;
-/// Floats of hidden states that one model may hold for a batch of windows.
-const STATE_FLOATS: usize = 1 << 26;
+/// Floats of hidden states that one model may hold for a batch of windows. Every batch reads the
+/// model once more, which is little beside what so many tokens take to compute.
+const STATE_FLOATS: usize = 1 << 24;
 
 /// A window, where it stands in the order of the texts, and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]

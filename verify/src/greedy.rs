@@ -1,11 +1,11 @@
 //! Greedy continuations of fixed prompts by two models, and where they part.
 
-use std::ops::ControlFlow;
-
-use neuroconv_runtime::{Decoder, Progress, Sampler, SamplerConfig, generate};
+use neuroconv_runtime::{KvCache, Progress};
 
 use crate::Error;
 use crate::protocol::Window;
+use crate::score::first_largest;
+use crate::scorer::{RuntimeScorer, Scorer as _};
 
 /// Prompts that are continued.
 const PROMPTS: usize = 4;
@@ -54,36 +54,65 @@ fn prompts(windows: &[Window]) -> impl Iterator<Item = &[u32]> {
 /// Lets both models continue the same prompts with the likeliest token each time, for as long as that
 /// is little beside the `read` tokens of text that both have read.
 pub fn continuations(
-    base: &Decoder,
-    artifact: &Decoder,
+    base: &RuntimeScorer<'_>,
+    artifact: &RuntimeScorer<'_>,
     windows: &[Window],
     read: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Continuation>, Error> {
     let new = (read / READ_PER_NEW / PROMPTS).clamp(LEAST_TOKENS, NEW_TOKENS);
-    let prompts: Vec<&[u32]> = prompts(windows).collect();
     let positions = base.spec().max_positions.min(artifact.spec().max_positions);
-    progress.start("greedy", prompts.len() as u64, "prompts");
-    let mut out = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
-        let room = positions.saturating_sub(prompt.len()).min(new);
-        if prompt.is_empty() || room == 0 {
-            continue;
-        }
-        let write = |decoder: &Decoder| -> Result<Vec<u32>, Error> {
-            let mut sampler = Sampler::new(SamplerConfig::default())?;
-            let more = &mut |_| ControlFlow::Continue(());
-            Ok(generate(decoder, prompt, room, &mut sampler, more)?.tokens)
-        };
-        out.push(Continuation {
+    let fits = |prompt: &&[u32]| !prompt.is_empty() && prompt.len() < positions;
+    let prompts: Vec<&[u32]> = prompts(windows).filter(fits).collect();
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+    let new = new.min(positions - longest);
+    progress.start("greedy", 2 * new as u64, "tokens");
+    let (original, artifact) = (
+        continued(base, &prompts, new, progress)?,
+        continued(artifact, &prompts, new, progress)?,
+    );
+    progress.finish();
+    let both = original.into_iter().zip(artifact);
+    Ok(prompts
+        .into_iter()
+        .zip(both)
+        .map(|(prompt, (original, artifact))| Continuation {
             prompt: prompt.to_vec(),
-            original: write(base)?,
-            artifact: write(artifact)?,
-        });
+            original,
+            artifact,
+        })
+        .collect())
+}
+
+/// What the model writes after each prompt, up to `new` tokens. All prompts go through a layer before
+/// the next is read.
+fn continued(
+    model: &RuntimeScorer<'_>,
+    prompts: &[&[u32]],
+    new: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<u32>>, Error> {
+    let eos = &model.spec().special.eos;
+    let mut written: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
+    let mut ended = vec![false; prompts.len()];
+    let mut caches: Vec<KvCache> = prompts.iter().map(|_| model.new_cache()).collect();
+    let mut read: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+    for _ in 0..new {
+        if !ended.iter().all(|&ended| ended) {
+            let tokens: Vec<&[u32]> = read.iter().map(Vec::as_slice).collect();
+            let logits = model.next(&tokens, &mut caches)?;
+            for (i, logits) in logits.iter().enumerate() {
+                let token = first_largest(logits) as u32;
+                ended[i] |= eos.contains(&token);
+                if !ended[i] {
+                    written[i].push(token);
+                }
+                read[i] = vec![token];
+            }
+        }
         progress.advance(1);
     }
-    progress.finish();
-    Ok(out)
+    Ok(written)
 }
 
 #[cfg(test)]

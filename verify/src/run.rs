@@ -181,11 +181,10 @@ impl Clock {
 struct Run<'a> {
     base: &'a dyn WeightSource,
     options: &'a VerifyOptions,
-    runtime: RuntimeScorer,
-    base_runtime: RuntimeScorer,
-    base_reference: ReferenceScorer<'a>,
-    /// Whether the runtime reproduces the reference for the original.
-    base_agrees: bool,
+    runtime: RuntimeScorer<'a>,
+    base_runtime: RuntimeScorer<'a>,
+    /// Where the runtime does not reproduce the reference for the original.
+    base_reference: Option<ReferenceScorer<'a>>,
     parity: Parity,
     audit: Audit,
 }
@@ -216,7 +215,7 @@ impl<'a> Run<'a> {
         })?;
         let base_runtime = RuntimeScorer::new(base)?;
         let base_reference = ReferenceScorer::new(base)?;
-        let base_agrees = clock.time("parity of the original", || {
+        let agrees = clock.time("parity of the original", || {
             let limits = ParityLimits::of(base)?;
             let few: Vec<Window> = sample.iter().take(1).map(beginning).collect();
             match Parity::measure(&base_reference, &base_runtime, &few, limits, progress) {
@@ -231,8 +230,7 @@ impl<'a> Run<'a> {
             options,
             runtime,
             base_runtime,
-            base_reference,
-            base_agrees,
+            base_reference: (!agrees).then_some(base_reference),
             parity,
             audit,
         })
@@ -240,10 +238,9 @@ impl<'a> Run<'a> {
 
     /// What computes the original.
     fn original(&self) -> &dyn Scorer {
-        if self.base_agrees {
-            &self.base_runtime
-        } else {
-            &self.base_reference
+        match &self.base_reference {
+            Some(reference) => reference,
+            None => &self.base_runtime,
         }
     }
 
@@ -335,8 +332,7 @@ impl<'a> Run<'a> {
         })?;
         let windows: Vec<Window> = cut.iter().map(|p| p.window.clone()).collect();
         let continuations = clock.time("continuations", || {
-            let (base, artifact) = (self.base_runtime.decoder(), self.runtime.decoder());
-            continue_both(base, artifact, &windows, read, progress)
+            continue_both(&self.base_runtime, &self.runtime, &windows, read, progress)
         })?;
         Ok(Details {
             long,

@@ -1,7 +1,7 @@
 //! A model as verification sees it: residual streams of windows from layer to layer, and logits.
 
 use neuroconv_recipes::ModelSpec;
-use neuroconv_runtime::{Decoder, Head, KvCodec, OneLayer, Progress, WeightSource, embed};
+use neuroconv_runtime::{Head, KvCache, KvCodec, OneLayer, Progress, WeightSource, embed};
 
 use crate::Error;
 use crate::parallel::each_window;
@@ -90,76 +90,55 @@ impl Scorer for ReferenceScorer<'_> {
     }
 }
 
-/// A model run by the runtime, as users will run it.
-pub struct RuntimeScorer(Decoder);
+/// A model run by the runtime, with the arithmetic that users will run it with and one layer in
+/// memory at a time.
+pub struct RuntimeScorer<'a> {
+    source: &'a dyn WeightSource,
+    head: Head,
+    kv: KvCodec,
+}
 
-impl RuntimeScorer {
-    /// Loads a model into the runtime.
-    pub fn new(source: &dyn WeightSource) -> Result<Self, Error> {
-        Ok(RuntimeScorer(Decoder::load(source)?))
+impl<'a> RuntimeScorer<'a> {
+    /// Loads the head of a model, which is kept; everything else is read when a batch passes it.
+    pub fn new(source: &'a dyn WeightSource) -> Result<Self, Error> {
+        Ok(RuntimeScorer {
+            source,
+            head: Head::load(source)?,
+            kv: KvCodec::default(),
+        })
     }
 
     /// The same model with a cache in another number format.
     #[must_use]
     pub fn with_kv(self, kv: KvCodec) -> Self {
-        RuntimeScorer(self.0.with_kv(kv))
+        RuntimeScorer { kv, ..self }
     }
 
-    /// The model, for whoever wants to generate with it.
-    pub fn decoder(&self) -> &Decoder {
-        &self.0
-    }
-}
-
-impl Scorer for RuntimeScorer {
-    fn spec(&self) -> &ModelSpec {
-        self.0.spec()
+    /// An empty cache for one sequence.
+    pub(crate) fn new_cache(&self) -> KvCache {
+        KvCache::new(self.source.spec(), self.kv)
     }
 
-    fn embed(&self, windows: &[&[u32]]) -> Result<Vec<Vec<f32>>, Error> {
-        let embed = |w: &&[u32]| Ok(self.0.embed(w)?);
-        windows.iter().map(embed).collect()
-    }
-
-    fn layer(&self, index: usize, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
-        each_window(states.len(), |i| {
-            let mut x_td = states[i].clone();
-            self.0.layer(index, &mut x_td);
-            Ok(x_td)
-        })
-    }
-
-    fn finish(&self, mut states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
-        for x_td in &mut states {
-            self.0.finish(x_td);
+    /// The logits `[vocab]` after the last of some tokens of each sequence. The tokens follow those in
+    /// the sequence's cache, which takes them in.
+    pub(crate) fn next(
+        &self,
+        tokens: &[&[u32]],
+        caches: &mut [KvCache],
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let mut states = embed(self.source, tokens)?;
+        for index in 0..self.spec().layers.len() {
+            let layer = OneLayer::load(self.source, index)?;
+            for (x_td, cache) in states.iter_mut().zip(&mut *caches) {
+                layer.extend(x_td, cache);
+            }
         }
-        Ok(states)
-    }
-
-    fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error> {
-        Ok(self.0.logits(hidden_td))
-    }
-
-    fn name(&self) -> &'static str {
-        "runtime"
+        let last = |x_td: Vec<f32>| self.head.logits(&x_td[x_td.len() - self.hidden_size()..]);
+        Ok(states.into_iter().map(last).collect())
     }
 }
 
-/// A model run by the runtime with one layer in memory at a time.
-pub struct LayerScorer<'a> {
-    source: &'a dyn WeightSource,
-    head: Head,
-}
-
-impl<'a> LayerScorer<'a> {
-    /// Loads the head of a model.
-    pub fn new(source: &'a dyn WeightSource) -> Result<Self, Error> {
-        let head = Head::load(source)?;
-        Ok(LayerScorer { source, head })
-    }
-}
-
-impl Scorer for LayerScorer<'_> {
+impl Scorer for RuntimeScorer<'_> {
     fn spec(&self) -> &ModelSpec {
         self.source.spec()
     }
@@ -172,21 +151,23 @@ impl Scorer for LayerScorer<'_> {
         let layer = OneLayer::load(self.source, index)?;
         each_window(states.len(), |i| {
             let mut x_td = states[i].clone();
-            layer.run(&mut x_td);
+            layer.extend(&mut x_td, &mut self.new_cache());
             Ok(x_td)
         })
     }
 
-    /// The head norms what it reads.
-    fn finish(&self, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+    fn finish(&self, mut states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        for x_td in &mut states {
+            self.head.norm(x_td);
+        }
         Ok(states)
     }
 
     fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error> {
-        Ok(self.head.logits(hidden_td))
+        Ok(self.head.project(hidden_td))
     }
 
     fn name(&self) -> &'static str {
-        "runtime, by layer"
+        "runtime"
     }
 }

@@ -1,4 +1,5 @@
-//! The native artifact: opened, checked against its manifest, and used where it is mapped.
+//! The native artifact: opened, checked against its manifest, and used where it is mapped, or read
+//! tensor by tensor.
 //!
 //! After [`Artifact::open`] every tensor has the shape, layout, place and alignment that the
 //! manifest says. Owns no meaning of tensors: what the model is stands in [`Manifest::model`].
@@ -39,7 +40,10 @@ pub enum Validate {
 pub struct Artifact {
     folder: Folder,
     manifest: Manifest,
+    /// Mapped; nothing of it is in memory until it is looked at.
     tensors: BTreeMap<String, Tensor>,
+    /// The weight files, where tensors are read from them instead.
+    unmapped: Option<BTreeMap<String, SafetensorsFile>>,
 }
 
 impl Artifact {
@@ -50,7 +54,33 @@ impl Artifact {
 
     /// Opens the artifact `dir`, maps its weights and checks them as far as `validate` says.
     pub fn open(dir: impl AsRef<Path>, validate: Validate) -> Result<Self, Error> {
-        let folder = Folder::open(dir.as_ref())?;
+        let artifact = Artifact::open_structure(dir.as_ref())?;
+        if validate == Validate::Full {
+            artifact.check()?;
+        }
+        Ok(artifact)
+    }
+
+    /// The same, but [`Artifact::tensor`] reads what it gives, so that no more is in memory than is
+    /// in use: mapped pages count as memory of the process once they were looked at.
+    pub fn open_unmapped(dir: impl AsRef<Path>, validate: Validate) -> Result<Self, Error> {
+        let mut artifact = Artifact::open_structure(dir.as_ref())?;
+        let mut files = BTreeMap::new();
+        for record in &artifact.manifest.tensors {
+            if !files.contains_key(&record.file) {
+                let path = artifact.folder.path().join(&record.file);
+                files.insert(record.file.clone(), SafetensorsFile::open(path)?);
+            }
+        }
+        artifact.unmapped = Some(files);
+        if validate == Validate::Full {
+            artifact.check()?;
+        }
+        Ok(artifact)
+    }
+
+    fn open_structure(dir: &Path) -> Result<Self, Error> {
+        let folder = Folder::open(dir)?;
         let refuse = |error| Error::Artifact {
             path: folder.path().to_owned(),
             source: Box::new(error),
@@ -85,36 +115,32 @@ impl Artifact {
             let (file, tensor) = ((*file).to_owned(), shown(tensor));
             return Err(refuse(ArtifactError::Unlisted { file, tensor }));
         }
-        let artifact = Artifact {
+        Ok(Artifact {
             folder,
             manifest,
             tensors,
-        };
-        if validate == Validate::Full {
-            artifact.check()?;
-        }
-        Ok(artifact)
+            unmapped: None,
+        })
     }
 
     /// Checks what [`Validate::Structure`] leaves out, on the threads of the current rayon pool:
     /// codes, padding, finite values and hashes. Tells the first fault in the manifest's order.
     pub fn check(&self) -> Result<(), Error> {
-        let faults = self.manifest.tensors.par_iter().map(|record| {
-            let tensor = self.tensors.get(&record.name)?;
-            let fault = check_values(tensor).and_then(|()| check_hash(record, tensor));
-            Some((record, fault.err()?))
-        });
-        match faults.find_first(Option::is_some).flatten() {
-            None => Ok(()),
-            Some((record, fault)) => Err(Error::Artifact {
+        let fault = |record: &TensorRecord| -> Result<(), Error> {
+            let tensor = self.tensor(&record.name)?;
+            let checked = check_values(&tensor).and_then(|()| check_hash(record, &tensor));
+            checked.map_err(|fault| Error::Artifact {
                 path: self.path().to_owned(),
                 source: Box::new(ArtifactError::Tensor {
                     file: record.file.clone(),
                     tensor: shown(&record.name),
                     fault,
                 }),
-            }),
-        }
+            })
+        };
+        let faults = self.manifest.tensors.par_iter();
+        let first = faults.map(fault).find_first(Result::is_err);
+        first.unwrap_or(Ok(()))
     }
 
     /// The manifest.
@@ -122,15 +148,27 @@ impl Artifact {
         &self.manifest
     }
 
-    /// The tensor `name` of the manifest, without a copy of its bytes.
+    /// The tensor `name` of the manifest, without a copy of its bytes where they are mapped.
     pub fn tensor(&self, name: &str) -> Result<Tensor, Error> {
-        self.tensors
+        let mut tensor = self
+            .tensors
             .get(name)
             .cloned()
             .ok_or_else(|| Error::NoTensor {
                 path: self.path().to_owned(),
                 tensor: shown(name),
-            })
+            })?;
+        for file in self.unmapped.iter().flat_map(BTreeMap::values) {
+            // What a packed tensor has beside its codes is small, and stays mapped.
+            if let Some(info) = file.tensors().iter().find(|info| info.name == name) {
+                let bytes = file.read(info)?.into();
+                match &mut tensor {
+                    Tensor::Dense(dense) => dense.bytes = bytes,
+                    Tensor::Packed(packed) => packed.bytes = bytes,
+                }
+            }
+        }
+        Ok(tensor)
     }
 
     /// The folder.

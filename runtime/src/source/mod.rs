@@ -97,6 +97,10 @@ impl WeightSource for Checkpoint {
         let name = self.names.get(&id).ok_or(Error::NoTensor(id))?;
         Ok(Tensor::Dense(self.files.read(name)?))
     }
+
+    fn has_packed(&self) -> Result<bool, Error> {
+        Ok(false)
+    }
 }
 
 /// Whether two tensors of a checkpoint have the same element type and bytes. Reads no more than
@@ -158,7 +162,17 @@ pub struct PackedModel {
 impl PackedModel {
     /// Opens the artifact folder `dir`; `validate` says how much of its bytes is checked.
     pub fn open(dir: &Path, validate: Validate) -> Result<Self, Error> {
-        let artifact = Artifact::open(dir, validate)?;
+        PackedModel::of(Artifact::open(dir, validate)?)
+    }
+
+    /// The same with all bytes checked and none kept: every tensor is read when it is asked for, so
+    /// that memory holds what is in use of a model that may be larger.
+    pub fn open_unmapped(dir: &Path) -> Result<Self, Error> {
+        PackedModel::of(Artifact::open_unmapped(dir, Validate::Full)?)
+    }
+
+    fn of(artifact: Artifact) -> Result<Self, Error> {
+        let dir = artifact.path();
         let spec: ModelSpec =
             serde_json::from_value(artifact.manifest().model.clone()).map_err(|error| {
                 Error::ModelSpec {
@@ -210,6 +224,11 @@ impl WeightSource for PackedModel {
             return Err(Error::NoTensor(id));
         }
         Ok(self.artifact.tensor(&id.to_string())?)
+    }
+
+    fn has_packed(&self) -> Result<bool, Error> {
+        let mut records = self.artifact.manifest().tensors.iter();
+        Ok(records.any(|record| record.codec.packed().is_some()))
     }
 }
 
@@ -294,6 +313,13 @@ impl WeightSource for Source {
         match self {
             Source::Checkpoint(checkpoint) => checkpoint.tensor(id),
             Source::Artifact(model) => model.tensor(id),
+        }
+    }
+
+    fn has_packed(&self) -> Result<bool, Error> {
+        match self {
+            Source::Checkpoint(checkpoint) => checkpoint.has_packed(),
+            Source::Artifact(model) => model.has_packed(),
         }
     }
 }

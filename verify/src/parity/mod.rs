@@ -77,10 +77,8 @@ impl ParityLimits {
 
     /// The limits for a model, by whether a tensor of it is packed.
     pub fn of(source: &dyn WeightSource) -> Result<Self, Error> {
-        for (id, _) in source.spec().tensors() {
-            if matches!(source.tensor(id)?, neuroconv_format::Tensor::Packed(_)) {
-                return Ok(ParityLimits::PACKED);
-            }
+        if source.has_packed()? {
+            return Ok(ParityLimits::PACKED);
         }
         Ok(ParityLimits::DENSE)
     }

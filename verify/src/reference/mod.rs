@@ -3,7 +3,7 @@
 //! Owns a second, independent implementation of the model, built on candle. It shares no
 //! arithmetic with the runtime: it reads stored bytes, rotates, masks, normalises and multiplies
 //! on its own. A batch of windows is carried from layer to layer, and only one layer's weights
-//! are held at a time beside the head, so models larger than memory can be measured.
+//! are held at a time, or the head, so models larger than memory can be measured.
 
 mod attention;
 mod decode;
@@ -12,6 +12,8 @@ mod linear;
 mod mixer;
 mod rope;
 mod weights;
+
+use std::sync::Mutex;
 
 use crate::parallel::each_window;
 use candle_core::{Device, Tensor};
@@ -29,24 +31,43 @@ use weights::Weights;
 pub struct Reference<'a> {
     spec: &'a ModelSpec,
     weights: Weights<'a>,
-    /// With activations in full, and rounded where the head is packed.
-    head: Linear,
-    rounded_head: Linear,
+    /// Between [`Reference::logits`] and the next layer.
+    head: Mutex<Option<Heads>>,
+}
+
+/// The head with activations in full, and rounded where the head is packed. They share the weights.
+#[derive(Clone)]
+struct Heads {
+    full: Linear,
+    rounded: Linear,
 }
 
 impl<'a> Reference<'a> {
-    /// Reads the head, which is kept; everything else is read when a batch passes it.
+    /// Everything is read when a batch passes it.
     pub fn new(source: &'a dyn WeightSource) -> Result<Self, Error> {
         let (spec, weights) = (source.spec(), Weights::new(source));
-        let head = TensorId::model(if spec.tied { Role::Embed } else { Role::Head });
-        let rounded = weights.with(Activations::Rounded);
-        let rounded_head = Linear::plain(rounded, head, [spec.vocab, spec.hidden])?;
         Ok(Reference {
             spec,
             weights,
-            head: rounded_head.clone().exact(),
-            rounded_head,
+            head: Mutex::new(None),
         })
+    }
+
+    /// The head; in single precision it is as large as several layers, so it is not held beside them.
+    fn head(&self) -> Result<Heads, Error> {
+        let mut kept = self.head.lock().expect("nothing panics while it is held");
+        if let Some(heads) = &*kept {
+            return Ok(heads.clone());
+        }
+        let Reference { spec, weights, .. } = self;
+        let id = TensorId::model(if spec.tied { Role::Embed } else { Role::Head });
+        let rounded = weights.with(Activations::Rounded);
+        let rounded = Linear::plain(rounded, id, [spec.vocab, spec.hidden])?;
+        let heads = Heads {
+            full: rounded.clone().exact(),
+            rounded,
+        };
+        Ok(kept.insert(heads).clone())
     }
 
     /// The description of the model.
@@ -80,6 +101,7 @@ impl<'a> Reference<'a> {
         if positions == 0 {
             return Ok(states.to_vec());
         }
+        *self.head.lock().expect("nothing panics while it is held") = None;
         let weights = self.weights.with(activations);
         let layer = Layer::load(weights, self.spec, index, positions)?;
         self.each(states, &format!("layer {index}"), |x| layer.forward(x))
@@ -98,9 +120,10 @@ impl<'a> Reference<'a> {
     /// The logits `[t, vocab]` of hidden states `[t, hidden]`, row by row.
     pub fn logits(&self, hidden_td: &[f32], activations: Activations) -> Result<Vec<f32>, Error> {
         let rows = hidden_td.len().checked_div(self.spec.hidden).unwrap_or(0);
+        let heads = self.head()?;
         let head = match activations {
-            Activations::Full => &self.head,
-            Activations::Rounded => &self.rounded_head,
+            Activations::Full => &heads.full,
+            Activations::Rounded => &heads.rounded,
         };
         Tensor::from_slice(hidden_td, (rows, self.spec.hidden), &Device::Cpu)
             .and_then(|x| head.forward(&x)?.flatten_all()?.to_vec1())
