@@ -179,6 +179,7 @@ impl Undivided<'_> {
     fn passes(&self, recipe: &Recipe, output: &Path) -> anyhow::Result<bool> {
         let plan = neuroconv_convert::plan(self.source, recipe)?;
         let job = Job {
+            units: &[],
             source: self.source,
             recipe,
             plan: &plan,

@@ -7,12 +7,14 @@ use std::io;
 
 use neuroconv_convert::export::ExportError;
 use neuroconv_convert::hub::HubError;
+use neuroconv_convert::unit::UnitError;
 use neuroconv_convert::{Error as ConvertError, ImportanceError};
 use neuroconv_recipes::Error as RecipeError;
 use neuroconv_verify::Error as VerifyError;
 
 use crate::exit::Exit;
 use crate::interrupt;
+use crate::memory::TooLittleMemory;
 
 /// An error that lies in how the program was called.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,12 @@ pub(crate) fn classify(error: &anyhow::Error) -> Failure {
             return Failure {
                 exit: Exit::Usage,
                 hint: Some(misuse.hint.clone()),
+            };
+        }
+        if let Some(e) = cause.downcast_ref::<TooLittleMemory>() {
+            return Failure {
+                exit: Exit::Resources,
+                hint: Some(e.hint()),
             };
         }
         if let Some(e) = cause.downcast_ref::<ConvertError>() {
@@ -97,6 +105,9 @@ fn convert(error: &ConvertError) -> Failure {
         ConvertError::OutputName { .. }
         | ConvertError::RewrittenAttention { .. }
         | ConvertError::Export(ExportError::Packing { .. } | ExportError::Recipe(_))
+        | ConvertError::Unit(
+            UnitError::Spelled { .. } | UnitError::NotSplit { .. } | UnitError::TooMany { .. },
+        )
         | ConvertError::Importance(ImportanceError::Contradiction { .. }) => Exit::Usage,
         ConvertError::File { .. }
         | ConvertError::OutputExists { .. }

@@ -18,6 +18,7 @@ mod importance;
 mod interrupt;
 mod latent;
 mod machine;
+mod memory;
 mod pipeline;
 mod present;
 mod reports;
@@ -97,6 +98,7 @@ fn run(command: Command, threads: &[u16], seed: u64, ui: Ui) -> anyhow::Result<E
         Command::Int4(args) => cmd::convert::int4(&args, ui),
         Command::Ternary(args) => cmd::convert::ternary(&args, ui),
         Command::Run(args) => cmd::convert::recipe(args, ui),
+        Command::Merge(args) => cmd::merge::run(&args, ui),
         Command::Verify(args) => cmd::verify::run(&args, ui),
         Command::Eval(args) => cmd::eval::run(&args, ui),
         Command::Generate(args) => cmd::generate::run(&args, seed, ui),

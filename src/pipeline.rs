@@ -11,8 +11,8 @@ use std::time::Instant;
 use anyhow::Context;
 use neuroconv_convert::card::FrontMatter;
 use neuroconv_convert::{Emission, Plan, StagedArtifact, Staging};
-use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_format::Manifest;
+use neuroconv_format::manifest::VerdictStatus;
 use neuroconv_recipes::{FoldNorms, Limits, Recipe, Rewrites, TensorId};
 use neuroconv_runtime::{
     Checkpoint, KvCache, KvCodec, PackedModel, Progress, TextTokenizer, WeightSource,
@@ -47,6 +47,8 @@ pub(crate) struct Job<'a> {
     pub(crate) source: &'a Checkpoint,
     pub(crate) recipe: &'a Recipe,
     pub(crate) plan: &'a Plan,
+    /// Folders of units that are merged, if any.
+    pub(crate) units: &'a [PathBuf],
     pub(crate) output: &'a Path,
     pub(crate) overwrite: bool,
     pub(crate) calibration: &'a CalibrationText,
@@ -105,14 +107,13 @@ pub(crate) fn scratch(output: &Path) -> anyhow::Result<tempfile::TempDir> {
 pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyhow::Result<Judged> {
     let start = Instant::now();
     let staging = Staging::open(job.output, job.overwrite)?;
-    let staged = neuroconv_convert::execute(
-        job.plan,
-        job.source,
-        &job.calibration.windows,
-        staging,
-        progress,
-        &INTERRUPTED,
-    )?;
+    let (plan, source, cancel) = (job.plan, job.source, &INTERRUPTED);
+    let staged = if job.units.is_empty() {
+        let text = &job.calibration.windows;
+        neuroconv_convert::execute(plan, source, text, staging, progress, cancel)?
+    } else {
+        neuroconv_convert::merge(plan, source, job.units, staging, progress, cancel)?
+    };
     if let Some(path) = job.save_imatrix {
         importance::save(path, &staged, job.calibration)?;
     }

@@ -69,6 +69,7 @@ fn try_layers(job: &Job<'_>, scratch: &Path, progress: &dyn Progress) -> anyhow:
         source: &source,
         recipe: &recipe,
         plan: &plan,
+        units: &[],
         output: &output,
         overwrite: false,
         calibration: job.calibration,

@@ -41,6 +41,9 @@ pub enum Error {
     /// The model could not be exported.
     #[error(transparent)]
     Export(#[from] crate::export::ExportError),
+    /// The conversion could not be split or joined.
+    #[error(transparent)]
+    Unit(#[from] crate::unit::UnitError),
     /// Attention could not be converted.
     #[error(transparent)]
     Mla(#[from] crate::mla::Error),
@@ -256,6 +259,7 @@ impl Error {
             Error::Runtime(e) => return e.hint(),
             Error::Export(e) => return e.hint(),
             Error::Mla(e) => return e.hint(),
+            Error::Unit(e) => e.hint(),
             Error::Importance(e) => return e.hint(),
             Error::Quantize { source, .. } => return source.hint(),
             Error::Rounded { .. } => {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use neuroconv_format::manifest::Manifest;
@@ -21,6 +22,7 @@ use crate::pass::{ConvertedLayers, ConvertedModel, convert_attention};
 use crate::pipeline::{Pipeline, Task};
 use crate::plan::{Plan, PlannedTensor, REPORTS_BYTES};
 use crate::staging::{Staging, WorkDir, sync_dir};
+use crate::unit::UnitFiles;
 use crate::weights::WeightsFile;
 
 /// Carries `plan` out. `calibration` are windows of token ids, equally long, that a conversion of
@@ -38,6 +40,31 @@ pub fn execute(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<StagedArtifact, Error> {
+    convert(plan, source, calibration, &[], staging, progress, cancel)
+}
+
+/// The same with the tensors that were rounded by [`crate::unit::convert_unit`] into the folders `units`.
+/// What was rounded with calibration text cannot be split, so there is none.
+pub fn merge(
+    plan: &Plan,
+    source: &Checkpoint,
+    units: &[PathBuf],
+    staging: Staging,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<StagedArtifact, Error> {
+    convert(plan, source, &[], units, staging, progress, cancel)
+}
+
+fn convert(
+    plan: &Plan,
+    source: &Checkpoint,
+    calibration: &[Vec<u32>],
+    units: &[PathBuf],
+    staging: Staging,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<StagedArtifact, Error> {
     let total = plan.tensors.len();
     let files = source.files();
     let hashes = SourceFiles::hash(files.folder(), files.all_files()?, progress, cancel)?.ok_or(
@@ -48,12 +75,17 @@ pub fn execute(
             unit: "tensors",
         },
     )?;
+    let units = match units {
+        [] => None,
+        folders => Some(UnitFiles::open(plan, &hashes, folders)?),
+    };
     let manifest = folder::manifest(plan, &hashes);
     let (work, notes) = staging.enter(&JobId::of(&manifest))?;
     let run = Run {
         plan,
         source,
         calibration,
+        units,
         hashes: &hashes,
         staging: &staging,
         work: &work,
@@ -98,15 +130,17 @@ pub fn execute(
 }
 
 /// What all steps share.
-struct Run<'a> {
-    plan: &'a Plan,
-    source: &'a Checkpoint,
-    calibration: &'a [Vec<u32>],
-    hashes: &'a SourceFiles,
-    staging: &'a Staging,
-    work: &'a WorkDir,
-    progress: &'a dyn Progress,
-    cancel: &'a AtomicBool,
+pub(crate) struct Run<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) source: &'a Checkpoint,
+    pub(crate) calibration: &'a [Vec<u32>],
+    /// Where tensors come from, if they are rounded already.
+    pub(crate) units: Option<UnitFiles>,
+    pub(crate) hashes: &'a SourceFiles,
+    pub(crate) staging: &'a Staging,
+    pub(crate) work: &'a WorkDir,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) cancel: &'a AtomicBool,
 }
 
 /// What comes of it.
@@ -188,7 +222,7 @@ impl Run<'_> {
     }
 
     /// Brings every tensor onto the disk; returns their records and how many were there before.
-    fn tensors(
+    pub(crate) fn tensors(
         &self,
         weights: &WeightsFile,
         converted: Option<&ConvertedLayers>,
@@ -225,6 +259,7 @@ impl Run<'_> {
             rewritten: self.plan.rewritten(self.source),
             converted,
             rounded,
+            units: self.units.as_ref(),
             weights,
             sync_bytes: self.staging.sync_bytes,
             progress: self.progress,

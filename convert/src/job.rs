@@ -35,6 +35,11 @@ impl JobId {
         for file in &manifest.source.files {
             let _ = writeln!(text, "{} {} {}", file.sha256, file.size, file.path);
         }
+        JobId::of_text(&text)
+    }
+
+    /// The job that a text describes.
+    pub(crate) fn of_text(text: &str) -> Self {
         JobId(sha256(text.as_bytes()))
     }
 

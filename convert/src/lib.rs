@@ -46,13 +46,14 @@ pub mod plan;
 mod rounded;
 mod staging;
 mod trial;
+pub mod unit;
 mod weights;
 
 pub use calibrated::{LayerRounding, MatrixRounding};
 pub use card::Card;
 pub use emit::{Emission, StagedArtifact};
 pub use error::Error;
-pub use execute::execute;
+pub use execute::{execute, merge};
 pub use folding::norms_to_fold;
 pub use importance::ImportanceError;
 pub use outliers::Survey;

@@ -22,6 +22,8 @@ pub(crate) const MANIFEST: &str = "neuroconv/manifest.json";
 pub(crate) const RECIPE: &str = "neuroconv/recipe.toml";
 /// What an export was made of.
 pub(crate) const EXPORT: &str = "neuroconv/export.json";
+/// What a unit of a conversion was made of.
+pub(crate) const UNIT: &str = "neuroconv/unit.json";
 /// The key by which a GGUF file of ours is known; its value is the version of this program.
 pub(crate) const GGUF_KEY: &str = "neuroconv.version";
 /// The hashes of all other files.
@@ -29,8 +31,8 @@ pub(crate) const SUMS: &str = "neuroconv/SHA256SUMS";
 /// The weights.
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 
-/// Refuses whatever may not be replaced: everything but an empty folder, an artifact or an export in
-/// which each file is listed, and a GGUF file that this program wrote.
+/// Refuses whatever may not be replaced: everything but an empty folder, an artifact, an export or a
+/// unit in which each file is listed, and a GGUF file that this program wrote.
 pub(crate) fn check(target: &Path) -> Result<(), Error> {
     let foreign = |path: PathBuf| Error::OutputForeign {
         path: target.to_owned(),
@@ -44,7 +46,9 @@ pub(crate) fn check(target: &Path) -> Result<(), Error> {
             Err(foreign(target.to_owned()))
         };
     }
-    let known = Artifact::is_artifact(target) || target.join(EXPORT).is_file();
+    let known = Artifact::is_artifact(target)
+        || target.join(EXPORT).is_file()
+        || target.join(UNIT).is_file();
     let listed = match fs_err::read_to_string(target.join(SUMS)) {
         Ok(sums) if known => listed(&sums),
         _ => BTreeSet::new(),

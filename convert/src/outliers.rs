@@ -10,9 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use neuroconv_format::writer::SafetensorsLayout;
 use neuroconv_format::{Columns, CorrectionsPlan, DType, DenseTensor, PackedTensor, Tensor};
-use neuroconv_quant::{
-    FitStats, code_stats, dequantize, quantize, quantize_stored, relative_mse,
-};
+use neuroconv_quant::{FitStats, code_stats, dequantize, quantize, quantize_stored, relative_mse};
 use neuroconv_recipes::{Apart, Role, TensorId};
 use neuroconv_runtime::{OneLayer, Progress, WeightSource, embed};
 use rayon::prelude::*;

@@ -21,6 +21,7 @@ use crate::journal::{Journal, PartBytes, Record, Stats};
 use crate::outliers;
 use crate::pass::ConvertedLayers;
 use crate::plan::{PackedPlan, PlannedTensor, Storage};
+use crate::unit::{UnitFiles, UnitTensor};
 use crate::weights::WeightsFile;
 
 /// One tensor that is still to be done.
@@ -41,6 +42,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) converted: Option<&'a ConvertedLayers>,
     /// Where matrices that were rounded with calibration text are read from.
     pub(crate) rounded: Option<&'a RoundedLayers>,
+    /// Where tensors are read from that units rounded.
+    pub(crate) units: Option<&'a UnitFiles>,
     pub(crate) weights: &'a WeightsFile,
     pub(crate) sync_bytes: u64,
     pub(crate) progress: &'a dyn Progress,
@@ -55,6 +58,8 @@ enum Loaded<'a> {
     Stored(SharedBytes, Option<Stats>),
     /// Rounded already.
     Rounded(RoundedMatrix),
+    /// By a unit.
+    OfUnit(UnitTensor),
 }
 
 /// A tensor in its final bytes.
@@ -98,6 +103,13 @@ impl Pipeline<'_> {
                 break;
             }
             let PlannedTensor { id, source, .. } = task.tensor;
+            if let Some(units) = self.units {
+                let tensor = units.read(task.tensor)?;
+                if next.send((task, Loaded::OfUnit(tensor))).is_err() {
+                    break;
+                }
+                continue;
+            }
             if let Some(layers) = self.rounded.filter(|_| is_rounded(task.tensor)) {
                 let matrix = layers.read(task.tensor)?;
                 if next.send((task, Loaded::Rounded(matrix))).is_err() {
@@ -150,6 +162,11 @@ impl Pipeline<'_> {
                     parts,
                     stats,
                 }) => (bytes, Some(stats), parts),
+                Loaded::OfUnit(UnitTensor {
+                    bytes,
+                    parts,
+                    stats,
+                }) => (bytes, stats, parts),
             };
             let finished = Finished {
                 task,

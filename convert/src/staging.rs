@@ -48,6 +48,13 @@ impl Staging {
     /// An existing output with leftovers of its own job beside it was finished by a run that was
     /// killed while cleaning up; whether this run is the same is for `execute` to find out.
     pub fn open(output: &Path, overwrite: bool) -> Result<Self, Error> {
+        let staging = Staging::claim(output, overwrite)?;
+        staging.check_target()?;
+        Ok(staging)
+    }
+
+    /// The same whatever stands at `output`.
+    pub(crate) fn claim(output: &Path, overwrite: bool) -> Result<Self, Error> {
         let bad_name = || Error::OutputName {
             path: output.to_owned(),
         };
@@ -58,16 +65,14 @@ impl Staging {
         };
         fs_err::create_dir_all(&parent)?;
         let lock = Lock::take(&parent.join(hidden(&name, ".lock")))?;
-        let staging = Staging {
+        Ok(Staging {
             target: parent.join(&name),
             parent,
             name,
             overwrite,
             sync_bytes: SYNC_BYTES,
             _lock: lock,
-        };
-        staging.check_target()?;
-        Ok(staging)
+        })
     }
 
     /// Syncs data and journal after every `bytes` of weights instead of the default 64 MiB.
@@ -118,6 +123,17 @@ impl Staging {
         }
     }
 
+    /// Removes what a run of `job` left that was killed while it cleaned up.
+    pub(crate) fn sweep(&self, job: &JobId) -> Result<bool, Error> {
+        let own = self.folder(job);
+        let leftovers = own.symlink_metadata().is_ok();
+        if leftovers {
+            remove_tree(&own)?;
+            sync_dir(&self.parent)?;
+        }
+        Ok(leftovers)
+    }
+
     fn check_target(&self) -> Result<(), Error> {
         let unfinished_cleanup =
             ours::job(&self.target).is_some_and(|job| self.folder(&job).symlink_metadata().is_ok());
@@ -156,12 +172,7 @@ impl Staging {
         let own = self.folder(job);
         if self.target_exists() && ours::job(&self.target).as_ref() == Some(job) {
             // The output is finished, so whatever this job left behind is of no use.
-            let leftovers = own.symlink_metadata().is_ok();
-            if leftovers {
-                remove_tree(&own)?;
-                sync_dir(&self.parent)?;
-            }
-            if leftovers && !self.overwrite {
+            if self.sweep(job)? && !self.overwrite {
                 return Err(Error::AlreadyFinished {
                     path: self.target.clone(),
                 });

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use neuroconv_convert::unit::Unit;
+
+use crate::memory::Size;
 
 use super::{
     CalibrationArgs, HubArgs, ImportanceArgs, JudgeArgs, LimitArgs, MeasureArgs, PackArgs,
@@ -15,6 +18,10 @@ pub(crate) struct ConvertArgs {
     /// Start from weights that were rounded before, which loses twice
     #[arg(long)]
     pub(crate) allow_requantize: bool,
+
+    /// Do one of N parts only, and write it beside the output for `merge`
+    #[arg(long, value_name = "I/N")]
+    pub(crate) unit: Option<Unit>,
 
     /// Where the artifact goes.
     #[command(flatten)]
@@ -36,6 +43,20 @@ pub(crate) struct ConvertArgs {
     pub(crate) report: ReportArgs,
 }
 
+/// Flags of `merge`.
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// What the units were made from: a checkpoint folder, a GGUF file, or `org/name` of a hub
+    pub(crate) model: PathBuf,
+
+    /// The folders of all units [default: those beside the output]
+    pub(crate) units: Vec<PathBuf>,
+
+    /// What all conversions share.
+    #[command(flatten)]
+    pub(crate) convert: ConvertArgs,
+}
+
 /// Where the artifact goes and how its making is told.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OutputArgs {
@@ -50,6 +71,10 @@ pub(crate) struct OutputArgs {
     /// Print the plan and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// Refuse to begin where more memory is needed, as in `1.5GiB`
+    #[arg(long, value_name = "SIZE", env = "NEUROCONV_MAX_MEMORY")]
+    pub(crate) max_memory: Option<Size>,
 
     /// Take the first two layers all the way before the whole model
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]

@@ -15,7 +15,7 @@ mod size;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use convert::{ConvertArgs, QuantizeArgs, RunArgs, SmokeArg, TernaryArgs};
+pub(crate) use convert::{ConvertArgs, MergeArgs, QuantizeArgs, RunArgs, SmokeArg, TernaryArgs};
 pub(crate) use export::{DTypeArg, EngineArg, ExportArgs, FormArg, PackingArg, TernaryArg};
 pub(crate) use hub::HubArgs;
 pub(crate) use importance::ImportanceArgs;
@@ -86,6 +86,8 @@ pub(crate) enum Command {
     Ternary(TernaryArgs),
     /// Convert by a recipe file
     Run(RunArgs),
+    /// Make one artifact of the parts that conversions with `--unit` wrote
+    Merge(Box<MergeArgs>),
     /// Compare an artifact with the model it was made from, and judge it
     #[command(after_help = crate::exit::HELP)]
     Verify(VerifyArgs),

@@ -35,6 +35,10 @@ pub(crate) struct PlanArgs {
     /// A checkpoint folder, a GGUF file, or `org/name` of a hub
     pub(crate) model: PathBuf,
 
+    /// Show how the conversion splits into this many units
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) units: Option<u32>,
+
     /// Models of a hub.
     #[command(flatten)]
     pub(crate) hub: HubArgs,

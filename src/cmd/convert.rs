@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use neuroconv_convert::unit::{Unit, convert_unit};
 use neuroconv_convert::{Plan, Survey};
 use neuroconv_format::gguf::Imatrix;
 use neuroconv_recipes::{Auto, FoldNorms, Limits, Recipe};
 use neuroconv_runtime::{Checkpoint, Progress, WeightSource};
 use neuroconv_verify::Verdict;
-use neuroconv_verify::report::AllocationRecord;
+use neuroconv_verify::report::{AllocationRecord, Report};
 
 use super::outcome::{show, show_allocation};
 use super::plan;
@@ -23,6 +24,7 @@ use crate::hub::{self, Need};
 use crate::importance;
 use crate::interrupt;
 use crate::latent::Undecided;
+use crate::memory::Memory;
 use crate::pipeline::{self, Job};
 use crate::present;
 use crate::reports::{self, Forms};
@@ -174,6 +176,9 @@ fn convert(
         Some(output) => output.clone(),
         None => default_output(&plan.source.id, &recipe.name),
     };
+    if let Some(unit) = args.unit {
+        return one_unit(&source, &plan, unit, &output, args, ui);
+    }
     let tokenizer = source.tokenizer()?;
     let measurement = corpus::measurement(&args.measure, source.spec(), tokenizer)?;
     let tokenizer = &measurement.tokenizer;
@@ -203,9 +208,11 @@ fn convert(
     let conversion = Conversion {
         source: &source,
         args,
-        learning,
+        size: learning.size.as_ref(),
+        save_imatrix: learning.importance.save_imatrix.as_deref(),
         imatrix: imatrix.as_ref(),
         survey: survey.as_ref(),
+        units: &[],
         output: &output,
         measurement: &measurement,
         calibration: &calibration,
@@ -218,7 +225,7 @@ fn convert(
         plan::show(&plan, ui)?;
         return Ok(Exit::Done);
     }
-    announce(&model.name, &output, &plan, ui);
+    conversion.announce(&model.name, &plan)?;
     let undecided = Undecided {
         source: &source,
         calibration: &calibration.windows,
@@ -256,22 +263,52 @@ fn planned(
     Ok(plan)
 }
 
-/// What all candidates of a conversion share.
-struct Conversion<'a> {
-    source: &'a Checkpoint,
-    args: &'a ConvertArgs,
-    learning: &'a Learning<'a>,
-    imatrix: Option<&'a Imatrix>,
-    survey: Option<&'a Survey>,
-    output: &'a Path,
-    measurement: &'a Measurement,
-    calibration: &'a CalibrationText,
-    progress: &'a dyn Progress,
+/// One part of a conversion, for a merge.
+fn one_unit(
+    source: &Checkpoint,
+    plan: &Plan,
+    unit: Unit,
+    output: &Path,
+    args: &ConvertArgs,
     ui: Ui,
+) -> anyhow::Result<Exit> {
+    interrupt::watch_resumable();
+    let (overwrite, progress) = (args.output.overwrite, ui.progress());
+    let cancel = &pipeline::INTERRUPTED;
+    let path = convert_unit(
+        plan,
+        source,
+        unit,
+        output,
+        overwrite,
+        progress.as_ref(),
+        cancel,
+    )?;
+    ui.result(path.display());
+    ui.object(&path)?;
+    Ok(Exit::Done)
+}
+
+/// What all candidates of a conversion share.
+pub(super) struct Conversion<'a> {
+    pub(super) source: &'a Checkpoint,
+    pub(super) args: &'a ConvertArgs,
+    pub(super) size: Option<&'a Sizing>,
+    /// Where the importance matrix of the calibration text goes.
+    pub(super) save_imatrix: Option<&'a Path>,
+    pub(super) imatrix: Option<&'a Imatrix>,
+    pub(super) survey: Option<&'a Survey>,
+    /// Folders of units that are merged, if any.
+    pub(super) units: &'a [PathBuf],
+    pub(super) output: &'a Path,
+    pub(super) measurement: &'a Measurement,
+    pub(super) calibration: &'a CalibrationText,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) ui: Ui,
 }
 
 impl Conversion<'_> {
-    fn planned(&self, recipe: &Recipe) -> Result<Plan, neuroconv_convert::Error> {
+    pub(super) fn planned(&self, recipe: &Recipe) -> Result<Plan, neuroconv_convert::Error> {
         let mut plan = planned(self.source, recipe, self.imatrix)?;
         if let Some(survey) = self.survey {
             plan.split(survey)?;
@@ -279,9 +316,26 @@ impl Conversion<'_> {
         Ok(plan)
     }
 
+    /// Warns where more memory was used than was allowed.
+    fn tell_memory(&self, report: &mut Report) {
+        let Some(allowed) = self
+            .args
+            .output
+            .max_memory
+            .filter(|m| report.peak_rss_bytes > m.0)
+        else {
+            return;
+        };
+        report.warnings.push(format!(
+            "{} of memory were used, and --max-memory allows {}",
+            present::bytes(report.peak_rss_bytes),
+            present::bytes(allowed.0)
+        ));
+    }
+
     /// The recipe of the size that is asked for, or `recipe` where none is.
     fn divided(&self, recipe: Recipe) -> anyhow::Result<(Recipe, Option<AllocationRecord>)> {
-        let Some(size) = &self.learning.size else {
+        let Some(size) = self.size else {
             return Ok((recipe, None));
         };
         let undivided = Undivided {
@@ -297,8 +351,27 @@ impl Conversion<'_> {
         Ok((recipe, Some(allocation)))
     }
 
+    /// Says what is about to happen, and refuses what needs more memory than is allowed.
+    pub(super) fn announce(&self, model: &str, plan: &Plan) -> anyhow::Result<()> {
+        let ui = self.ui;
+        ui.note(format!(
+            "{} -> {}: {} parameters, {} -> {}",
+            model,
+            self.output.display(),
+            plan.source.params,
+            present::bytes(plan.source.bytes),
+            present::bytes(plan.weights_bytes),
+        ));
+        if plan.cached_numbers != plan.cached_numbers_source {
+            ui.note(described(plan));
+        }
+        let need = Memory::of(plan);
+        ui.note(format!("needs about {need}"));
+        Ok(need.check(self.args.output.max_memory)?)
+    }
+
     /// Converts by one recipe after the other until one passes, and emits or refuses what came last.
-    fn first_that_passes(
+    pub(super) fn first_that_passes(
         &self,
         candidates: &[Recipe],
         allocation: Option<&AllocationRecord>,
@@ -311,10 +384,11 @@ impl Conversion<'_> {
                 source: self.source,
                 recipe,
                 plan: &plan,
+                units: self.units,
                 output: self.output,
                 overwrite: args.output.overwrite,
                 calibration: self.calibration,
-                save_imatrix: self.learning.importance.save_imatrix.as_deref(),
+                save_imatrix: self.save_imatrix,
                 measurement: self.measurement,
                 judge: &args.judge,
                 allow_quality_loss: args.limits.allow_quality_loss,
@@ -336,6 +410,7 @@ impl Conversion<'_> {
                 reports::write(dir, &forms, &judged.report)?;
             }
             let advice = judged.advice.clone();
+            self.tell_memory(&mut judged.report);
             let (report, path) = pipeline::settle(judged, &job, &forms, self.progress)?;
             let dir = args.report.report_dir.as_deref();
             github::tell(args.report.github, &report, path.as_deref(), dir)?;
@@ -343,21 +418,6 @@ impl Conversion<'_> {
             return Ok(pipeline::exit(&report));
         }
         unreachable!("there is at least one candidate, and the last is settled")
-    }
-}
-
-/// Says what is about to happen.
-fn announce(model: &str, output: &Path, plan: &Plan, ui: Ui) {
-    ui.note(format!(
-        "{} -> {}: {} parameters, {} -> {}",
-        model,
-        output.display(),
-        plan.source.params,
-        present::bytes(plan.source.bytes),
-        present::bytes(plan.weights_bytes),
-    ));
-    if plan.cached_numbers != plan.cached_numbers_source {
-        ui.note(described(plan));
     }
 }
 

@@ -142,6 +142,7 @@ fn one(
     let plan = neuroconv_convert::plan(source, &recipe)?;
     let output: PathBuf = out.join(format!("{}-{name}", plan.source.id));
     let job = Job {
+        units: &[],
         source,
         recipe: &recipe,
         plan: &plan,

@@ -9,6 +9,7 @@ pub(crate) mod export;
 pub(crate) mod gate;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod merge;
 mod outcome;
 pub(crate) mod plan;
 pub(crate) mod schema;

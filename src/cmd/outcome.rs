@@ -37,6 +37,10 @@ pub(crate) fn show(
             ),
         ),
         (
+            "memory",
+            format!("{} at most", present::bytes(report.peak_rss_bytes)),
+        ),
+        (
             "perplexity",
             format!("{:.4} -> {:.4}", m.ppl_base.value, m.ppl.value),
         ),

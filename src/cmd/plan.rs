@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
+use neuroconv_convert::unit::Unit;
 use neuroconv_convert::{Plan, PlannedTensor};
 use neuroconv_recipes::{Recipe, RunSection};
 use neuroconv_runtime::{Checkpoint, Source};
+use serde::Serialize;
 
 use crate::args::PlanArgs;
 use crate::exit::Exit;
 use crate::failure::Misuse;
 use crate::hub::{self, Model, Need};
+use crate::memory::Memory;
 use crate::present;
 use crate::ui::Ui;
 
@@ -18,8 +21,66 @@ pub(crate) fn run(args: &PlanArgs, ui: Ui) -> anyhow::Result<Exit> {
     let model = hub::resolve(&args.model, &args.hub, Need::Plan, ui)?;
     let source = checkpoint(&model)?;
     let plan = neuroconv_convert::plan(&source, &recipe)?;
-    show(&plan, ui)?;
+    match args.units {
+        None => show(&plan, ui)?,
+        Some(units) => show_units(&plan, units as usize, ui)?,
+    }
     Ok(Exit::Done)
+}
+
+/// One part of a split conversion.
+#[derive(Serialize)]
+struct UnitLine {
+    unit: String,
+    tensors: usize,
+    first: String,
+    last: String,
+    weights: u64,
+    bytes: u64,
+}
+
+/// Prints how a plan splits into parts.
+fn show_units(plan: &Plan, units: usize, ui: Ui) -> anyhow::Result<()> {
+    let line = |unit: Unit| -> anyhow::Result<UnitLine> {
+        let part = plan.unit(unit)?;
+        let name =
+            |tensor: Option<&PlannedTensor>| tensor.map_or(String::new(), |t| t.id.to_string());
+        Ok(UnitLine {
+            unit: unit.to_string(),
+            tensors: part.tensors.len(),
+            first: name(part.tensors.first()),
+            last: name(part.tensors.last()),
+            weights: part.tensors.iter().map(PlannedTensor::elements).sum(),
+            bytes: part.weights_bytes,
+        })
+    };
+    let lines: Vec<UnitLine> = Unit::all(units).map(line).collect::<anyhow::Result<_>>()?;
+    let cells = lines.iter().map(|l| {
+        let numbers = [
+            l.tensors.to_string(),
+            l.weights.to_string(),
+            present::bytes(l.bytes),
+        ];
+        let [tensors, weights, bytes] = numbers;
+        vec![
+            l.unit.clone(),
+            tensors,
+            l.first.clone(),
+            l.last.clone(),
+            weights,
+            bytes,
+        ]
+    });
+    let header = ["unit", "tensors", "first", "last", "weights", "to"];
+    ui.result(present::table(
+        &header,
+        &cells.collect::<Vec<_>>(),
+        &[1, 4, 5],
+    ));
+    ui.result(
+        "run the conversion with `--unit I/N` for every unit, anywhere, then `neuroconv merge`",
+    );
+    ui.object(&lines)
 }
 
 /// A recipe by the name of a built-in one, or from a file; an existing file wins.
@@ -105,9 +166,9 @@ pub(crate) fn show(plan: &Plan, ui: Ui) -> anyhow::Result<()> {
         &[],
     ));
     ui.result(format!(
-        "needs about {} of memory to convert and {} of disk",
-        present::bytes(plan.peak_memory_bytes),
+        "needs about {} of disk, and about {}",
         present::bytes(plan.disk_bytes),
+        Memory::of(plan),
     ));
     ui.object(plan)
 }

@@ -1,5 +1,7 @@
 //! A model as verification sees it: residual streams of windows from layer to layer, and logits.
 
+use std::sync::{Arc, Mutex};
+
 use neuroconv_recipes::ModelSpec;
 use neuroconv_runtime::{Head, KvCache, KvCodec, OneLayer, Progress, WeightSource, embed};
 
@@ -94,18 +96,35 @@ impl Scorer for ReferenceScorer<'_> {
 /// memory at a time.
 pub struct RuntimeScorer<'a> {
     source: &'a dyn WeightSource,
-    head: Head,
+    /// Between the last layer and the next.
+    head: Mutex<Option<Arc<Head>>>,
     kv: KvCodec,
 }
 
 impl<'a> RuntimeScorer<'a> {
-    /// Loads the head of a model, which is kept; everything else is read when a batch passes it.
+    /// Loads the head of a model, to see that it is there; everything is read again when a batch
+    /// passes it.
     pub fn new(source: &'a dyn WeightSource) -> Result<Self, Error> {
         Ok(RuntimeScorer {
             source,
-            head: Head::load(source)?,
+            head: Mutex::new(Some(Arc::new(Head::load(source)?))),
             kv: KvCodec::default(),
         })
+    }
+
+    /// The head; it is as large as several layers, so it is not held beside them.
+    fn head(&self) -> Result<Arc<Head>, Error> {
+        let mut kept = self.head.lock().expect("nothing panics while it is held");
+        if let Some(head) = &*kept {
+            return Ok(Arc::clone(head));
+        }
+        let head = Arc::new(Head::load(self.source)?);
+        Ok(Arc::clone(kept.insert(head)))
+    }
+
+    fn load_layer(&self, index: usize) -> Result<OneLayer, Error> {
+        *self.head.lock().expect("nothing panics while it is held") = None;
+        Ok(OneLayer::load(self.source, index)?)
     }
 
     /// The same model with a cache in another number format.
@@ -128,12 +147,13 @@ impl<'a> RuntimeScorer<'a> {
     ) -> Result<Vec<Vec<f32>>, Error> {
         let mut states = embed(self.source, tokens)?;
         for index in 0..self.spec().layers.len() {
-            let layer = OneLayer::load(self.source, index)?;
+            let layer = self.load_layer(index)?;
             for (x_td, cache) in states.iter_mut().zip(&mut *caches) {
                 layer.extend(x_td, cache);
             }
         }
-        let last = |x_td: Vec<f32>| self.head.logits(&x_td[x_td.len() - self.hidden_size()..]);
+        let head = self.head()?;
+        let last = |x_td: Vec<f32>| head.logits(&x_td[x_td.len() - self.hidden_size()..]);
         Ok(states.into_iter().map(last).collect())
     }
 }
@@ -148,7 +168,7 @@ impl Scorer for RuntimeScorer<'_> {
     }
 
     fn layer(&self, index: usize, states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
-        let layer = OneLayer::load(self.source, index)?;
+        let layer = self.load_layer(index)?;
         each_window(states.len(), |i| {
             let mut x_td = states[i].clone();
             layer.extend(&mut x_td, &mut self.new_cache());
@@ -157,14 +177,15 @@ impl Scorer for RuntimeScorer<'_> {
     }
 
     fn finish(&self, mut states: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        let head = self.head()?;
         for x_td in &mut states {
-            self.head.norm(x_td);
+            head.norm(x_td);
         }
         Ok(states)
     }
 
     fn logits(&self, hidden_td: &[f32]) -> Result<Vec<f32>, Error> {
-        Ok(self.head.project(hidden_td))
+        Ok(self.head()?.project(hidden_td))
     }
 
     fn name(&self) -> &'static str {

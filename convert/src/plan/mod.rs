@@ -14,12 +14,13 @@ use neuroconv_format::manifest::DroppedRecord;
 use neuroconv_format::writer::SafetensorsLayout;
 use neuroconv_format::{DType, TensorCodec};
 use neuroconv_recipes::{
-    Assignment, MlaRecipe, ModelSpec, Recipe, Rewrites, Role, RoleKind, Scheme, TensorId,
+    Assignment, Limits, MlaRecipe, ModelSpec, Recipe, Rewrites, Role, RoleKind, Scheme, TensorId,
 };
 use neuroconv_runtime::{Checkpoint, Rewritten};
 use serde::Serialize;
 
 use crate::export::{EngineVerdict, LatentFacts};
+use crate::job::sha256;
 use crate::origin::SourceName;
 use crate::pass::changed_layers;
 use crate::{Error, rounded};
@@ -62,6 +63,9 @@ pub struct Plan {
     pub(crate) rewrites: Rewrites,
     #[serde(skip)]
     pub(crate) recipe_toml: String,
+    /// SHA-256 of the recipe without what only the verdict rests on.
+    #[serde(skip)]
+    pub(crate) work_sha256: String,
     #[serde(skip)]
     pub(crate) layout: SafetensorsLayout,
 }
@@ -286,9 +290,16 @@ pub fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<Plan, Error> {
         mla: recipe.mla.clone(),
         rewrites: recipe.rewrites.clone(),
         recipe_toml: recipe.to_toml(),
+        work_sha256: work_sha256(recipe),
         layout,
         tensors,
     })
+}
+
+fn work_sha256(recipe: &Recipe) -> String {
+    let mut recipe = recipe.clone();
+    recipe.limits = Limits::default();
+    sha256(recipe.to_toml().as_bytes())
 }
 
 /// What is known of converted attention before it is converted.

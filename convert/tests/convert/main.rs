@@ -12,3 +12,4 @@ mod output;
 mod plan;
 mod resume;
 mod rounded;
+mod units;

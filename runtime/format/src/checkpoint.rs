@@ -131,6 +131,11 @@ impl CheckpointFiles {
         shard.read(info)
     }
 
+    /// The file that the tensor `name` stands in.
+    pub fn file_of(&self, name: &str) -> Option<PathBuf> {
+        Some(self.find(name)?.0.path().to_owned())
+    }
+
     /// The files that hold the weights, in order of name.
     pub fn weight_files(&self) -> Vec<PathBuf> {
         self.shards

@@ -166,6 +166,15 @@ impl ModelFiles {
         }
     }
 
+    /// The file that the tensor `name` stands in; `None` where it is made of several tensors.
+    pub fn file_of(&self, name: &str) -> Option<PathBuf> {
+        match &self.kind {
+            Kind::Folder(files) => files.file_of(name),
+            Kind::Quantized(_) => None,
+            Kind::Gguf(model) => Some(model.path().to_owned()),
+        }
+    }
+
     /// Every file that the model, and what is copied from it, is made of.
     pub fn all_files(&self) -> Result<Vec<PathBuf>, Error> {
         let mut paths = self.weight_files();
