@@ -36,7 +36,7 @@ pub(crate) fn run(command: &mut Command, at: usize) -> End {
     let mut inside: BTreeMap<Pid, bool> = BTreeMap::new();
     let mut steps = 0;
     loop {
-        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL)).unwrap() {
+        match next() {
             WaitStatus::PtraceSyscall(thread) => {
                 let inside = inside.entry(thread).or_default();
                 *inside = !*inside;
@@ -44,9 +44,8 @@ pub(crate) fn run(command: &mut Command, at: usize) -> End {
                     steps += 1;
                     if steps == at {
                         kill(process, Signal::SIGKILL).unwrap();
-                        while waitpid(process, Some(WaitPidFlag::__WALL))
-                            .is_ok_and(|status| status.pid().is_some())
-                        {}
+                        // Every thread has to be waited for: the process ends after the last.
+                        while next() != WaitStatus::Signaled(process, Signal::SIGKILL, false) {}
                         return End::Killed { before };
                     }
                 }
@@ -65,6 +64,11 @@ pub(crate) fn run(command: &mut Command, at: usize) -> End {
             _ => {}
         }
     }
+}
+
+/// What happened next to any thread.
+fn next() -> WaitStatus {
+    waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL)).unwrap()
 }
 
 /// A thread that is gone meanwhile needs nothing.
