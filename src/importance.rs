@@ -11,9 +11,9 @@ use crate::args::ImportanceArgs;
 use crate::calibration::CalibrationText;
 use crate::failure::Misuse;
 
-/// Reads the file that weighs the columns, and records it in the recipe.
+/// Reads the files that weigh the columns, and records them in the recipe.
 pub(crate) fn read(args: &ImportanceArgs, recipe: &mut Recipe) -> anyhow::Result<Option<Imatrix>> {
-    let Some(path) = &args.imatrix else {
+    let [first, others @ ..] = args.imatrix.as_slice() else {
         return match &recipe.importance {
             None => Ok(None),
             Some(importance) => Err(Misuse::new(
@@ -26,13 +26,32 @@ pub(crate) fn read(args: &ImportanceArgs, recipe: &mut Recipe) -> anyhow::Result
             .into()),
         };
     };
-    let imatrix = Imatrix::open(path)?;
+    let mut imatrix = Imatrix::open(first)?;
+    let mut importance = importance_file(first)?;
+    for path in others {
+        imatrix.add(&Imatrix::open(path)?).map_err(|matrix| {
+            Misuse::new(
+                format!(
+                    "`{}`: `{matrix}` has another shape than before",
+                    path.display()
+                ),
+                "add importance matrices of one model only",
+            )
+        })?;
+        let other = importance_file(path)?;
+        importance.file = format!("{} + {}", importance.file, other.file);
+        importance.sha256 = format!("{} + {}", importance.sha256, other.sha256);
+    }
+    recipe.importance = Some(importance);
+    Ok(Some(imatrix))
+}
+
+fn importance_file(path: &Path) -> anyhow::Result<ImportanceFile> {
     let name = path.file_name().unwrap_or(path.as_os_str());
-    recipe.importance = Some(ImportanceFile {
+    Ok(ImportanceFile {
         file: name.to_string_lossy().into_owned(),
         sha256: neuroconv_format::sha256_file(path)?,
-    });
-    Ok(Some(imatrix))
+    })
 }
 
 /// Refuses what could not be written in the end, before hours of work.

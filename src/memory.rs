@@ -7,13 +7,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use neuroconv_convert::{Plan, PlannedTensor};
-use neuroconv_recipes::{Role, RoleKind};
 
 use crate::present;
 
 /// Program, tokenizer, texts and statistics.
 const CONSTANT: u64 = 128 << 20;
-/// Residual streams and logits of a batch: original and artifact, before and after a layer.
+/// Residual streams of a batch, of the original and of the artifact before and after a layer, and
+/// logits.
 const BATCH: u64 = 4 * (64 << 20);
 
 /// A number of bytes as people write it: `1.5GiB`, `800MB`, `2G`.
@@ -105,28 +105,19 @@ impl fmt::Display for Memory {
     }
 }
 
-/// The heads of both models, and the largest of what is held beside them: a layer in single precision
-/// for the reference and as it is stored, the reference's head, or a tensor that is compared.
+/// The largest of what is held at a time: a layer in single precision for the reference, with the last
+/// of its tensors as it is stored; or a tensor that is compared. The heads of both models are less.
 fn verification(tensors: &[PlannedTensor]) -> u64 {
     let stored = |t: &PlannedTensor| t.elements() * t.source_dtype.size() as u64;
-    let decoded = |t: &PlannedTensor| 4 * t.elements() + stored(t).max(t.bytes);
-    let tables = || {
-        tensors
-            .iter()
-            .filter(|t| t.id.role.kind() == RoleKind::Vocab)
-    };
-    let head = tables().find(|t| t.id.role == Role::Head);
-    let head = head.or_else(|| tables().next());
-    let heads = head.map_or(0, |t| stored(t) + t.bytes);
     let layers = tensors.chunk_by(|a, b| a.id.layer == b.id.layer);
-    let layer = layers
-        .filter(|layer| layer[0].id.layer.is_some())
-        .map(|layer| {
-            let floats: u64 = layer.iter().map(|t| 4 * t.elements()).sum();
-            floats + layer.iter().map(|t| stored(t).max(t.bytes)).sum::<u64>()
-        });
-    let largest = tensors.iter().map(decoded).max();
-    heads + layer.max().max(largest).unwrap_or(0)
+    let layers = layers.filter(|layer| layer[0].id.layer.is_some());
+    let layers = layers.map(|layer| {
+        let floats: u64 = layer.iter().map(|t| 4 * t.elements()).sum();
+        floats + layer.iter().map(stored).max().unwrap_or(0)
+    });
+    let compared = tensors.iter();
+    let compared = compared.map(|t| 4 * t.elements() + stored(t) + t.bytes);
+    layers.chain(compared).max().unwrap_or(0)
 }
 
 #[cfg(test)]

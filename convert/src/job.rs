@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use neuroconv_format::manifest::{FileRecord, Manifest};
 use neuroconv_runtime::Progress;
+use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use crate::Error;
@@ -103,8 +104,7 @@ impl SourceFiles {
             .map(|path| stamp(path))
             .collect::<Result<Vec<_>, _>>()?;
         progress.start("hash source", stamps.iter().map(|s| s.2).sum(), "bytes");
-        let mut files = Vec::with_capacity(paths.len());
-        for (path, stamp) in paths.into_iter().zip(stamps) {
+        let files = paths.into_par_iter().zip(stamps).map(|(path, stamp)| {
             let Some((sha256, size)) = hash_file(&path, progress, cancel)? else {
                 return Ok(None);
             };
@@ -113,14 +113,15 @@ impl SourceFiles {
                 size,
                 sha256,
             };
-            files.push(Snapshot {
+            Ok(Some(Snapshot {
                 path,
                 record,
                 stamp,
-            });
-        }
+            }))
+        });
+        let files = files.collect::<Result<Option<Vec<_>>, Error>>()?;
         progress.finish();
-        Ok(Some(SourceFiles(files)))
+        Ok(files.map(SourceFiles))
     }
 
     /// What the manifest says about the files.

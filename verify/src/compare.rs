@@ -352,7 +352,7 @@ mod tests {
         let size = |hidden| batch_size(std::iter::once(&window), hidden);
         assert_eq!(
             (size(384), size(4096), size(usize::MAX / 256)),
-            (682, 64, 1)
+            (170, 16, 1)
         );
     }
 }

@@ -5,21 +5,27 @@
 //! the best levels are the nearest. A scale may be negative, so that level -8, which has no
 //! positive twin, serves either side.
 //!
-//! Scales are counted by the *place* they put the largest magnitude at, in steps. A grid of places is
-//! tried with either sign, and the best is improved in turns. Of 20,000 groups of normal, heavy-tailed
-//! and outlying weights, an eight times finer grid from 4 to 12 errs by 0.015 % less in all.
+//! Scales are counted by the *place* they put the largest magnitude at, in steps. From place 4 to
+//! place 12 each weight climbs a few levels; adding up who climbs where gives the gain of all
+//! places of a fine grid in one pass. Below place 4 nothing is gained: halving such a scale doubles
+//! its levels. Beyond 12 too much is cut off.
 
 use half::f16;
 
-use super::{assign, round};
+use super::{NO_FRACTION, assign, round};
 use crate::stats::{squared_error, sum};
 
 /// Lowest and highest level.
 const LEVELS: (f32, f32) = (-8.0, 7.0);
-/// The places of the grid: the first, how many, and how far apart.
-const FIRST: f32 = 5.5;
-const PLACES: usize = 16;
-const STEP: f32 = 1.0 / 3.0;
+/// The lowest place.
+const FIRST: f32 = 4.0;
+/// Places per step of the grid.
+const PER_STEP: f32 = 16.0;
+/// Places of the grid, beyond the lowest.
+const PLACES: usize = 128;
+/// Slots before the first place, and after the last: one for each level.
+const EARLY: usize = 8;
+const SLOTS: usize = EARLY + 1 + PLACES + 1 + EARLY;
 /// Sums that run side by side.
 const LANES: usize = 16;
 /// Rounds of improvement; almost always two are enough.
@@ -65,7 +71,12 @@ pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
     }
     // In units of the largest, no sum of the search can overflow or vanish.
     let unit: Vec<f32> = w.iter().map(|w| w / largest).collect();
-    let best = improve(&unit, best_start(&unit));
+    let [above, below] = best_starts(&unit).map(|scale| improve(&unit, scale));
+    let best = if below.gain() > above.gain() {
+        below
+    } else {
+        above
+    };
     let scale = settle(w, stored(best.scale() * f64::from(largest)), levels);
     if levels.iter().all(|&level| level == 0) && scale.is_finite() {
         f16::ZERO
@@ -112,38 +123,57 @@ fn stored(scale: f64) -> f16 {
     }
 }
 
-/// The scale that the levels at the best place ask for.
+/// The scales that the levels at the best places ask for: one positive, one negative.
 #[inline(always)]
-fn best_start(unit: &[f32]) -> f64 {
-    let mut best = (Sums::default(), 1.0);
-    for step in 0..PLACES {
-        let place = FIRST + STEP * step as f32;
-        for (sums, sign) in sums_of_both(unit, place).into_iter().zip([1.0, -1.0]) {
-            if sums.gains_more_than(best.0) {
-                best = (sums, sign);
+fn best_starts(unit: &[f32]) -> [f64; 2] {
+    // What the sums gain at each place: by levels up to 7, and by the eighth level of weights
+    // below and above zero. Slots before the first place hold the levels climbed by then, slots
+    // after the last what is never climbed; each level has its own, since adding to one slot many
+    // times over would take turns.
+    let mut climbs = [[Sums::default(); SLOTS]; 3];
+    for &w in unit {
+        let magnitude = w.abs();
+        let steps = PER_STEP / magnitude;
+        let slots: [u16; 8] = std::array::from_fn(|level| {
+            let level = level as f32;
+            let at = (level + 0.5) * steps - FIRST * PER_STEP;
+            let at = at.max(-level).min((PLACES + 1) as f32 + level);
+            (at + (EARLY as f32 + 0.5) + NO_FRACTION).to_bits() as u16
+        });
+        for (level, slot) in slots.into_iter().enumerate() {
+            let eighth = if w > 0.0 { 2 } else { 1 };
+            let side = if level < 7 { 0 } else { eighth };
+            let climb = &mut climbs[side][usize::from(slot)];
+            climb.wq += magnitude;
+            climb.qq += (2 * level + 1) as f32;
+        }
+    }
+    let mut sums = [Sums::default(); 3];
+    let mut best = [Sums::default(); 2];
+    for i in 0..=EARLY + PLACES {
+        for (sum, climb) in sums.iter_mut().zip(&climbs) {
+            sum.wq += climb[i].wq;
+            sum.qq += climb[i].qq;
+        }
+        for (best, eighth) in best.iter_mut().zip([sums[1], sums[2]]) {
+            let here = Sums {
+                wq: sums[0].wq + eighth.wq,
+                qq: sums[0].qq + eighth.qq,
+            };
+            if here.gains_more_than(*best) {
+                *best = here;
             }
         }
     }
-    best.0.scale() * best.1
+    [best[0].scale(), -best[1].scale()]
 }
 
 /// Turns of nearest levels and best scale, from `scale`, as long as the gain grows.
 #[inline(always)]
 fn improve(unit: &[f32], scale: f64) -> Sums {
-    let sums_at = |scale: f64| {
-        let [above, below] = sums_of_both(unit, (1.0 / scale.abs()) as f32);
-        if scale > 0.0 {
-            above
-        } else {
-            Sums {
-                wq: -below.wq,
-                qq: below.qq,
-            }
-        }
-    };
-    let mut best = sums_at(scale);
+    let mut best = sums_at(unit, scale);
     for _ in 0..ROUNDS {
-        let next = sums_at(best.scale());
+        let next = sums_at(unit, best.scale());
         if next.gain() <= best.gain() {
             break;
         }
@@ -152,41 +182,32 @@ fn improve(unit: &[f32], scale: f64) -> Sums {
     best
 }
 
-/// The sums of the nearest levels for `inverse` steps to the unit, and those of the other sign: there
-/// levels reach from -7 to 8, and stand for the negated levels under the negated scale.
+/// The sums of the nearest levels under `scale`.
 #[inline(always)]
-fn sums_of_both(unit: &[f32], inverse: f32) -> [Sums; 2] {
-    let mut lanes = [[0.0; LANES]; 4];
+fn sums_at(unit: &[f32], scale: f64) -> Sums {
+    let inverse = (1.0 / scale) as f32;
+    let (mut wq, mut qq) = ([0.0; LANES], [0.0; LANES]);
     let (whole, rest) = unit.as_chunks::<LANES>();
     for w in whole {
-        add_to_sums(w, inverse, &mut lanes);
+        add_to_sums(w, inverse, &mut wq, &mut qq);
     }
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
     if !rest.is_empty() {
-        add_to_sums(&last, inverse, &mut lanes);
+        add_to_sums(&last, inverse, &mut wq, &mut qq);
     }
-    let [wq, qq, wq_below, qq_below] = lanes.map(total);
-    [
-        Sums { wq, qq },
-        Sums {
-            wq: wq_below,
-            qq: qq_below,
-        },
-    ]
+    Sums {
+        wq: total(wq),
+        qq: total(qq),
+    }
 }
 
 #[inline(always)]
-fn add_to_sums(w: &[f32; LANES], inverse: f32, lanes: &mut [[f32; LANES]; 4]) {
-    let (low, high) = LEVELS;
+fn add_to_sums(w: &[f32; LANES], inverse: f32, wq: &mut [f32; LANES], qq: &mut [f32; LANES]) {
     for (l, w) in w.iter().enumerate() {
-        let nearest = round(w * inverse, low, -low);
-        let q = if nearest < high { nearest } else { high };
-        let below = if nearest > -high { nearest } else { -high };
-        lanes[0][l] += w * q;
-        lanes[1][l] += q * q;
-        lanes[2][l] += w * below;
-        lanes[3][l] += below * below;
+        let q = round(w * inverse, LEVELS.0, LEVELS.1);
+        wq[l] += w * q;
+        qq[l] += q * q;
     }
 }
 

@@ -88,6 +88,32 @@ impl Imatrix {
         })
     }
 
+    /// Adds what another part of the text showed. The name of the first matrix that has another shape
+    /// there, and nothing is added.
+    pub fn add(&mut self, other: &Imatrix) -> Result<(), String> {
+        let differs = |(name, entry): &(&String, &Importance)| {
+            let known = self.entries.get(*name);
+            known
+                .is_some_and(|e| (e.matrices(), e.columns()) != (entry.matrices(), entry.columns()))
+        };
+        if let Some((name, _)) = other.entries.iter().find(differs) {
+            return Err(name.clone());
+        }
+        self.datasets.extend_from_slice(&other.datasets);
+        self.chunks = self.chunks.saturating_add(other.chunks);
+        for (name, entry) in &other.entries {
+            let Some(known) = self.entries.get_mut(name) else {
+                self.entries.insert(name.clone(), entry.clone());
+                continue;
+            };
+            let sums = known.sums.iter_mut().zip(&entry.sums);
+            sums.for_each(|(sum, more)| *sum += more);
+            let counts = known.counts.iter_mut().zip(&entry.counts);
+            counts.for_each(|(count, more)| *count += more);
+        }
+        Ok(())
+    }
+
     /// The bytes of a file.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let mut metadata = Metadata::default();

@@ -204,3 +204,27 @@ fn changed_bytes_never_panic() {
         }
     }
 }
+
+#[test]
+fn parts_of_a_text_add_up() {
+    let entry = |sums: &[f32], count| Importance {
+        sums: sums.to_vec(),
+        counts: vec![count],
+    };
+    let part = |name: &str, entry: Importance| Imatrix {
+        chunks: 2,
+        entries: BTreeMap::from([(name.to_owned(), entry)]),
+        ..Imatrix::default()
+    };
+    let mut all = part("a", entry(&[1.0, 2.0], 10.0));
+    all.add(&part("a", entry(&[0.5, 4.0], 6.0))).unwrap();
+    all.add(&part("b", entry(&[1.0], 3.0))).unwrap();
+    assert_eq!(all.entries["a"], entry(&[1.5, 6.0], 16.0));
+    assert_eq!((all.entries["b"].counts[0], all.chunks), (3.0, 6));
+    let before = all.clone();
+    assert_eq!(
+        all.add(&part("b", entry(&[1.0, 1.0], 3.0))),
+        Err("b".to_owned())
+    );
+    assert_eq!(all, before);
+}
