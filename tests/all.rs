@@ -12,3 +12,4 @@ mod place;
 mod rewrite;
 mod running;
 mod size;
+mod units;

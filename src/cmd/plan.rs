@@ -17,7 +17,11 @@ use crate::present;
 use crate::ui::Ui;
 
 pub(crate) fn run(args: &PlanArgs, ui: Ui) -> anyhow::Result<Exit> {
-    let recipe = recipe(&args.recipe)?;
+    let mut recipe = recipe(&args.recipe)?;
+    if args.units.is_some() && recipe.learns() {
+        recipe.without_learning()?;
+        ui.note("the units are those of a conversion with `--calib none`");
+    }
     let model = hub::resolve(&args.model, &args.hub, Need::Plan, ui)?;
     let source = checkpoint(&model)?;
     let plan = neuroconv_convert::plan(&source, &recipe)?;
