@@ -75,7 +75,7 @@ fn units_are_planned_made_and_merged() {
     }
     let merged = merge(&place, &[]);
     assert_code(&merged, 0);
-    assert_eq!(stdout(&merged).lines().last(), Some("out"));
+    assert_eq!(stdout(&merged).lines().last(), Some("./out"));
     // The limits of the units are in the recipe; the merge judged by them.
     let recipe = fs_err::read_to_string(place.path("out/neuroconv/recipe.toml")).unwrap();
     assert!(recipe.contains("max_ppl_ratio = 9"), "{recipe}");
