@@ -48,10 +48,10 @@ pub(crate) fn classify(error: &anyhow::Error) -> Failure {
                 hint: Some(misuse.hint.clone()),
             };
         }
-        if let Some(e) = cause.downcast_ref::<TooLittleMemory>() {
+        if cause.downcast_ref::<TooLittleMemory>().is_some() {
             return Failure {
                 exit: Exit::Resources,
-                hint: Some(e.hint()),
+                hint: Some(TooLittleMemory::HINT.to_owned()),
             };
         }
         if let Some(e) = cause.downcast_ref::<ConvertError>() {

@@ -55,10 +55,9 @@ pub(crate) struct TooLittleMemory {
 }
 
 impl TooLittleMemory {
-    pub(crate) fn hint(&self) -> String {
-        "rounding with `--calib none` and fewer `--calib-tokens` need less; else allow more"
-            .to_owned()
-    }
+    /// What to do about it.
+    pub(crate) const HINT: &str =
+        "rounding with `--calib none` and fewer `--calib-tokens` need less; else allow more";
 }
 
 /// Estimates of the most memory that is held at a time, in bytes.

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use neuroconv_format::writer::SafetensorsLayout;
 
 use crate::Error;
-use crate::plan::{Plan, REPORTS_BYTES, entries};
+use crate::plan::{Plan, PlannedTensor, REPORTS_BYTES, entries};
 
 pub use error::UnitError;
 pub(crate) use merge::{UnitFiles, UnitTensor};
@@ -96,7 +96,7 @@ impl Plan {
             .tensors
             .chunk_by(|a, b| a.id.layer.is_some() && a.id.layer == b.id.layer);
         by_layer
-            .map(|piece| (piece.len(), piece.iter().map(|t| t.elements()).sum()))
+            .map(|piece| (piece.len(), piece.iter().map(PlannedTensor::elements).sum()))
             .collect()
     }
 }

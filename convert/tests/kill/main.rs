@@ -335,9 +335,8 @@ impl Place {
     fn journaled(&self) -> usize {
         let folders = fs_err::read_dir(self.parent()).unwrap();
         let journals = folders.map(|entry| entry.unwrap().path().join("journal"));
-        let read = journals.filter_map(|path| fs_err::read(path).ok());
-        read.map(|bytes| bytes.iter().filter(|&&b| b == b'\n').count())
-            .sum()
+        let read = journals.filter_map(|path| fs_err::read_to_string(path).ok());
+        read.map(|text| text.matches('\n').count()).sum()
     }
 }
 

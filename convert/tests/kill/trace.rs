@@ -25,6 +25,10 @@ pub(crate) enum End {
 
 /// Runs `command`, which waits for a byte on its input before it begins, and kills it right before its
 /// step `at`, counted from 1. Panics where it fails by itself.
+#[expect(
+    clippy::zombie_processes,
+    reason = "it is waited for with all its threads, as what is traced has to be"
+)]
 pub(crate) fn run(command: &mut Command, at: usize) -> End {
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let process = Pid::from_raw(child.id().cast_signed());
@@ -51,8 +55,8 @@ pub(crate) fn run(command: &mut Command, at: usize) -> End {
                 }
                 go_on(thread, None);
             }
-            WaitStatus::PtraceEvent(thread, _, _) => go_on(thread, None),
-            WaitStatus::Stopped(thread, Signal::SIGTRAP | Signal::SIGSTOP) => go_on(thread, None),
+            WaitStatus::PtraceEvent(thread, _, _)
+            | WaitStatus::Stopped(thread, Signal::SIGTRAP | Signal::SIGSTOP) => go_on(thread, None),
             WaitStatus::Stopped(thread, signal) => go_on(thread, Some(signal)),
             WaitStatus::Exited(pid, code) if pid == process => {
                 assert_eq!(code, 0, "the child failed by itself");

@@ -4,7 +4,7 @@
 //! `α = Σ_S h|w| / Σ_S h` (`h`: importance, else 1), and is then `Σ h w² - (Σ_S h|w|)² / Σ_S h`.
 //! Whatever the scale, a weight is better kept than dropped where `|w| > α/2`, so the best support
 //! is one of the `n` sets of the largest magnitudes: sorting and prefix sums find the optimum
-//! exactly. Without importance most weights need no sorting, see [`Doubtful`].
+//! exactly. Without importance most weights need no sorting, see `Doubtful`.
 
 use half::f16;
 
@@ -299,7 +299,7 @@ impl Doubtful {
         let mut doubtful = 0;
         for magnitude in w.iter().map(|w| w.abs()) {
             magnitudes[doubtful] = magnitude;
-            doubtful += usize::from((magnitude > low) & (magnitude <= high));
+            doubtful += usize::from(magnitude > low) * usize::from(magnitude <= high);
         }
         magnitudes.truncate(doubtful);
         magnitudes.sort_unstable_by(|a, b| b.total_cmp(a));
