@@ -140,7 +140,12 @@ fn check_length(found: usize, rows: usize, cols: usize) -> Result<(), Error> {
     }
 }
 
+#[inline(always)]
 fn check_finite(w_nk: &[f32], cols: usize) -> Result<(), Error> {
+    // Without a branch per weight, since almost always all are.
+    if w_nk.iter().fold(true, |finite, w| finite & w.is_finite()) {
+        return Ok(());
+    }
     match w_nk.iter().position(|w| !w.is_finite()) {
         Some(at) => Err(Error::NotFinite {
             row: at / cols,

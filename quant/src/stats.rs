@@ -38,7 +38,8 @@ impl Counts {
         let (whole, rest) = levels.as_chunks::<4>();
         for levels in whole {
             for (counts, &level) in self.0.iter_mut().zip(levels) {
-                counts[usize::from(level as u8)] += 1;
+                let count = &mut counts[usize::from(level as u8)];
+                *count = count.wrapping_add(1);
             }
         }
         for &level in rest {
@@ -71,19 +72,18 @@ impl Tally {
     #[inline(always)]
     pub(crate) fn add_group(&mut self, w: &[f32], levels: &[i8], fit: GroupFit) {
         let (scale, shift) = (fit.scale.to_f32(), fit.shift.to_f32());
-        self.error += sum(w.iter().zip(levels).map(|(&w, &level)| {
+        self.error += sum_pairs(w, levels, |w, level| {
             let error = f64::from(w) - f64::from(scale * f32::from(level) + shift);
             error * error
-        }));
-        self.energy += sum(w.iter().map(|&w| f64::from(w) * f64::from(w)));
+        });
+        self.energy += energy(w);
         self.counts.add(levels);
     }
 
     /// Counts weights, and the levels and values that stand for them.
     pub(crate) fn add_values(&mut self, w: &[f32], levels: &[i8], values: &[f32]) {
-        let off = |(&w, &v): (&f32, &f32)| (f64::from(w) - f64::from(v)).powi(2);
-        self.error += sum(w.iter().zip(values).map(off));
-        self.energy += sum(w.iter().map(|&w| f64::from(w) * f64::from(w)));
+        self.error += squared_distance(w, values);
+        self.energy += energy(w);
         self.counts.add(levels);
     }
 
@@ -141,10 +141,10 @@ pub(crate) fn entropy_bits(counts: &[u64]) -> f64 {
 /// `Σ (w - scale * level)²`; the products are exact in single precision.
 #[inline(always)]
 pub(crate) fn squared_error(w: &[f32], levels: &[i8], scale: f32) -> f64 {
-    sum(w.iter().zip(levels).map(|(&w, &level)| {
+    sum_pairs(w, levels, |w, level| {
         let error = f64::from(w) - f64::from(scale * f32::from(level));
         error * error
-    }))
+    })
 }
 
 /// `Σ (original - approx)² / Σ original²`; 0 for two matrices of zeros, infinite where only the
@@ -153,33 +153,52 @@ pub(crate) fn squared_error(w: &[f32], levels: &[i8], scale: f32) -> f64 {
 /// Panics when the lengths differ.
 pub fn relative_mse(original: &[f32], approx: &[f32]) -> f64 {
     assert_eq!(original.len(), approx.len(), "two versions of one matrix");
-    let error = sum(original
-        .iter()
-        .zip(approx)
-        .map(|(&o, &a)| (f64::from(o) - f64::from(a)).powi(2)));
-    ratio(
-        error,
-        sum(original.iter().map(|&o| f64::from(o) * f64::from(o))),
-    )
+    ratio(squared_distance(original, approx), energy(original))
+}
+
+/// `Σ (a - b)²`.
+#[inline(always)]
+fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    sum_pairs(a, b, |a, b| {
+        let off = f64::from(a) - f64::from(b);
+        off * off
+    })
+}
+
+/// `Σ w²`.
+#[inline(always)]
+fn energy(w: &[f32]) -> f64 {
+    sum(w, |w| f64::from(w) * f64::from(w))
 }
 
 fn ratio(error: f64, energy: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error / energy }
 }
 
-/// A sum in four interleaved lanes: a fixed order that the compiler can run in parallel.
+/// `Σ term(value)`, see [`sum_pairs`].
 #[inline(always)]
-pub(crate) fn sum(mut values: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let mut lanes = [0.0; 4];
-    for _ in 0..values.len() / 4 {
-        for lane in &mut lanes {
-            *lane += values.next().unwrap_or(0.0);
+pub(crate) fn sum<A: Copy>(values: &[A], term: impl Fn(A) -> f64) -> f64 {
+    sum_pairs(values, values, |value, _| term(value))
+}
+
+/// `Σ term(a, b)` over two slices of one length, in interleaved lanes: a fixed order that the
+/// compiler makes SIMD of.
+#[inline(always)]
+pub(crate) fn sum_pairs<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> f64) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0.0; LANES];
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for l in 0..LANES {
+            lanes[l] += term(a[l], b[l]);
         }
     }
-    for (lane, value) in lanes.iter_mut().zip(values) {
-        *lane += value;
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane += term(a, b);
     }
-    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 #[cfg(test)]

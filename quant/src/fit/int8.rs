@@ -13,7 +13,7 @@ const LEVELS: (f32, f32) = (-127.0, 127.0);
 #[inline(always)]
 pub fn fit(w: &[f32], levels: &mut [i8]) -> f16 {
     assert_eq!(w.len(), levels.len(), "a level for each weight");
-    let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+    let largest = super::largest(w);
     let nearest = super::to_f16(f64::from(largest) / 127.0);
     if largest == 0.0 || nearest.is_infinite() {
         levels.fill(0);

@@ -6,6 +6,7 @@
 
 pub mod int4;
 pub mod int8;
+mod places;
 pub mod search;
 pub mod ternary;
 
@@ -89,6 +90,13 @@ pub fn fit(w: &[f32], importance: Option<&[f32]>, grid: &Grid, levels: &mut [i8]
 /// Nearest f16, half to even; one rounding from single precision on every processor. Never -0.
 pub(crate) fn to_f16(scale: f64) -> f16 {
     f16::from_f32(scale as f32 + 0.0)
+}
+
+/// The largest magnitude. As integers, magnitudes are ordered as they are as numbers.
+#[inline(always)]
+fn largest(w: &[f32]) -> f32 {
+    let bits = w.iter().map(|w| w.to_bits() & (u32::MAX >> 1));
+    f32::from_bits(bits.fold(0, u32::max))
 }
 
 /// Adding it to a number below 2²² in magnitude leaves no bits for a fraction: the number is

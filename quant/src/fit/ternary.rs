@@ -275,7 +275,7 @@ const BOUND_SLACK: f32 = 1e-4;
 impl Doubtful {
     #[inline(always)]
     fn of(w: &[f32]) -> Self {
-        let largest = w.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+        let largest = super::largest(w);
         let (mut low, mut high) = (0.0_f32, largest * (0.5 + BOUND_SLACK));
         for _ in 0..BOUND_TURNS {
             let next = mean_beyond(w, low) * (0.5 - BOUND_SLACK);
@@ -293,7 +293,7 @@ impl Doubtful {
         }
         // Which of the three a weight is cannot be foreseen, so nothing here branches on it.
         let is_sure = |w: &f32| if w.abs() > high { 1.0 } else { 0.0 };
-        let sure = stats::sum(w.iter().map(|w| f64::from(w.abs() * is_sure(w))));
+        let sure = stats::sum(w, |w| f64::from(w.abs() * is_sure(&w)));
         let count = w.iter().map(is_sure).sum::<f32>();
         let mut magnitudes = vec![0.0; w.len()];
         let mut doubtful = 0;

@@ -208,5 +208,5 @@ fn add_scaled(to: &mut [f32], scale: f32, from: &[f32]) {
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    crate::stats::sum(a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)))
+    crate::stats::sum_pairs(a, b, |a, b| f64::from(a) * f64::from(b))
 }
