@@ -1,7 +1,7 @@
 //! Tensor by tensor from the checkpoint into the staged weights file: one thread reads ahead,
-//! the caller's quantizes, one writes.
+//! the caller's quantizes, one writes, one waits for the disk.
 //!
-//! Owns the order read → check → quantize → write → sync → journal. Each stage holds one
+//! Owns the order read → check → quantize → write → sync → journal. Each stage but the last holds one
 //! tensor. All offsets are fixed beforehand, so neither the number of threads nor a resumed
 //! start can change a byte.
 
@@ -81,12 +81,15 @@ impl Pipeline<'_> {
         scope(|scope| {
             let (to_quantize, loaded) = sync_channel(0);
             let (to_write, finished) = sync_channel(0);
+            let (to_sync, written) = sync_channel(0);
             let reader = scope.spawn(move || self.read(tasks, &to_quantize));
-            let writer = scope.spawn(move || self.write(&finished, journal));
+            let writer = scope.spawn(move || self.write(&finished, &to_sync));
+            let syncer = scope.spawn(move || self.sync(written, journal));
             let quantized = self.quantize(loaded, &to_write);
             drop(to_write);
             // A stage whose neighbour is gone just ends; the reason is with the neighbour.
-            let records = join(writer)?;
+            let records = join(syncer)?;
+            join(writer)?;
             quantized?;
             join(reader)?;
             Ok(records)
@@ -181,20 +184,14 @@ impl Pipeline<'_> {
         Ok(())
     }
 
+    /// Gives records away in batches, each of which is worth a wait for the disk.
     fn write(
         &self,
         finished: &Receiver<Finished<'_>>,
-        journal: &mut Journal,
-    ) -> Result<Vec<Record>, Error> {
-        let mut done: Vec<Record> = Vec::new();
-        let mut synced = 0;
+        next: &SyncSender<Vec<Record>>,
+    ) -> Result<(), Error> {
+        let mut batch = Vec::new();
         let mut unsynced_bytes = 0;
-        let mut sync = |done: &[Record], synced: &mut usize| -> Result<(), Error> {
-            self.weights.sync()?;
-            journal.append(&done[*synced..])?;
-            *synced = done.len();
-            Ok(())
-        };
         for finished in finished {
             let Finished {
                 task,
@@ -211,7 +208,7 @@ impl Pipeline<'_> {
             let parts = parts.iter().zip(&task.parts);
             let parts = parts.map(|(bytes, range)| self.store(task, bytes, range));
             let parts = parts.collect::<Result<Vec<PartBytes>, Error>>()?;
-            done.push(Record {
+            batch.push(Record {
                 name: task.tensor.id.to_string(),
                 offset,
                 size,
@@ -219,13 +216,31 @@ impl Pipeline<'_> {
                 stats,
                 parts,
             });
-            if unsynced_bytes >= self.sync_bytes {
-                sync(&done, &mut synced)?;
-                unsynced_bytes = 0;
-            }
             self.progress.advance(task.tensor.elements());
+            if unsynced_bytes >= self.sync_bytes {
+                unsynced_bytes = 0;
+                if next.send(std::mem::take(&mut batch)).is_err() {
+                    return Ok(());
+                }
+            }
         }
-        sync(&done, &mut synced)?;
+        // Where nobody takes it, the one who should have says why.
+        let _ = next.send(batch);
+        Ok(())
+    }
+
+    /// Lets the journal speak of what is on the disk, while more is being written.
+    fn sync(
+        &self,
+        written: Receiver<Vec<Record>>,
+        journal: &mut Journal,
+    ) -> Result<Vec<Record>, Error> {
+        let mut done = Vec::new();
+        for batch in written {
+            self.weights.sync()?;
+            journal.append(&batch)?;
+            done.extend(batch);
+        }
         Ok(done)
     }
 }

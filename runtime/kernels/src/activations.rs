@@ -1,5 +1,7 @@
 //! Activations in eight or sixteen bits: what packed weights are multiplied with.
 
+use std::sync::OnceLock;
+
 use rayon::prelude::*;
 
 /// Rows below this many elements are quantized without other threads.
@@ -45,6 +47,8 @@ pub struct Activations {
     rows: usize,
     cols: usize,
     group: usize,
+    /// Groups of one row: asked for too often to be divided for.
+    groups: usize,
     bits: ActivationBits,
     /// `[rows, planes, groups * group / 4]`: four codes each, in memory order; padding is zero. Of two
     /// planes, the high one comes first.
@@ -53,6 +57,8 @@ pub struct Activations {
     scales: Vec<f32>,
     /// `[rows, planes, groups]`: the sum of the codes of a group.
     sums: Vec<i32>,
+    /// Codes of sixteen bits without planes, made when first asked for.
+    whole: OnceLock<Vec<i16>>,
 }
 
 impl Activations {
@@ -69,16 +75,19 @@ impl Activations {
         self.group
     }
     /// Groups of one row.
+    #[inline]
     pub fn groups(&self) -> usize {
-        self.cols.div_ceil(self.group)
+        self.groups
     }
 
     /// How finely they are quantized.
+    #[inline]
     pub fn bits(&self) -> ActivationBits {
         self.bits
     }
 
     /// The codes of a plane of row `t`, padded to whole groups, four to a word.
+    #[inline]
     pub(crate) fn words(&self, t: usize, plane: usize) -> &[i32] {
         let stride = self.groups() * self.group / 4;
         let at = t * self.bits.planes() + plane;
@@ -90,23 +99,44 @@ impl Activations {
         bytemuck::cast_slice(self.words(t, plane))
     }
 
+    /// The codes of row `t` in one number each, padded with zeros to whole groups.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "x86 only"))]
+    pub(crate) fn whole_codes(&self, t: usize) -> &[i16] {
+        let stride = self.groups * self.group;
+        let whole = self.whole.get_or_init(|| {
+            let mut whole = vec![0_i16; self.rows * stride];
+            for (t, whole) in whole.chunks_mut(stride).enumerate() {
+                for plane in 0..self.bits.planes() {
+                    for (whole, &code) in whole.iter_mut().zip(self.codes(t, plane)) {
+                        *whole = *whole * PLANE_BASE as i16 + i16::from(code);
+                    }
+                }
+            }
+            whole
+        });
+        &whole[t * stride..(t + 1) * stride]
+    }
+
     /// The code of column `k` of row `t`.
     pub fn code(&self, t: usize, k: usize) -> i32 {
         joined((0..self.bits.planes()).map(|plane| i32::from(self.codes(t, plane)[k])))
     }
 
     /// The scale of each group of row `t`; NaN where an input of the group was not finite.
+    #[inline]
     pub fn scales(&self, t: usize) -> &[f32] {
         &self.scales[t * self.groups()..(t + 1) * self.groups()]
     }
 
     /// The sum of the codes of each group of a plane of row `t`.
+    #[inline]
     pub(crate) fn sums(&self, t: usize, plane: usize) -> &[i32] {
         let at = t * self.bits.planes() + plane;
         &self.sums[at * self.groups()..(at + 1) * self.groups()]
     }
 
     /// The sum of the codes of group `g` of row `t`.
+    #[inline]
     pub fn sum(&self, t: usize, g: usize) -> i32 {
         joined((0..self.bits.planes()).map(|plane| self.sums(t, plane)[g]))
     }
@@ -116,6 +146,7 @@ impl Activations {
 ///
 /// Sums of level times code fit 32 bits for every group of up to 256 columns: levels go up to 127
 /// and codes to 32512, and `256 * 127 * 32512 < 2^30`. Each plane alone is far below that.
+#[inline]
 pub(crate) fn joined(planes: impl Iterator<Item = i32>) -> i32 {
     planes.fold(0, |high, low| high * PLANE_BASE + low)
 }
@@ -187,10 +218,12 @@ pub fn quantize_activations(
         rows,
         cols,
         group,
+        groups,
         bits,
         words,
         scales,
         sums,
+        whole: OnceLock::new(),
     }
 }
 

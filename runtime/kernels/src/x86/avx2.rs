@@ -2,12 +2,13 @@
 //!
 //! `vpmaddubsw` multiplies unsigned with signed bytes and adds neighbours in 16 bits, saturating.
 //! With activation codes up to 127 a pair of ternary codes gives at most 508 and one of INT4 codes
-//! 3810, so several pairs fit before they are widened; INT8 pairs reach 32258 with the sign moved to
-//! the activation.
+//! 3810, so several pairs fit before they are widened. INT8 codes would not fit: they are widened before
+//! they are multiplied, and meet activation codes of sixteen bits without planes. `vpmaddwd` adds
+//! neighbours in 32.
 
 use std::arch::x86_64::*;
 
-use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds};
+use super::{INT4, TERNARY, ask_ahead, check_bounds, sum_for_shifts};
 use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
@@ -27,10 +28,9 @@ pub(crate) fn panel(
         match (kind, a.bits()) {
             (Codes::Ternary, ActivationBits::Eight) => rows::<TERNARY, 1>(panel, a, t0, y),
             (Codes::Int4, ActivationBits::Eight) => rows::<INT4, 1>(panel, a, t0, y),
-            (Codes::Int8, ActivationBits::Eight) => rows::<INT8, 1>(panel, a, t0, y),
             (Codes::Ternary, ActivationBits::Sixteen) => rows::<TERNARY, 2>(panel, a, t0, y),
             (Codes::Int4, ActivationBits::Sixteen) => rows::<INT4, 2>(panel, a, t0, y),
-            (Codes::Int8, ActivationBits::Sixteen) => rows::<INT8, 2>(panel, a, t0, y),
+            (Codes::Int8, _) => whole_rows(panel, a, t0, y),
         }
     }
 }
@@ -69,6 +69,92 @@ unsafe fn rows<const BITS: usize, const P: usize>(
     }
 }
 
+/// INT8 codes with activation codes of any bits.
+///
+/// Safety: as [`check_bounds`] says, for `y.len()` rows.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn whole_rows(p: &Panel<'_>, a: &Activations, mut t: usize, y: &mut [[f32; PANEL_ROWS]]) {
+    let (threes, rest) = y.as_chunks_mut::<3>();
+    let (twos, ones) = rest.as_chunks_mut::<2>();
+    // SAFETY: the tiles together are the rows of `y`.
+    unsafe {
+        for tile in threes {
+            whole_tile(p, a, t, tile);
+            t += 3;
+        }
+        for tile in twos {
+            whole_tile(p, a, t, tile);
+            t += 2;
+        }
+        for y in ones {
+            whole_tile(p, a, t, std::array::from_mut(y));
+        }
+    }
+}
+
+/// `T` rows of activations with the whole panel: four sums of eight, each of which has two numbers for
+/// each of four rows of the panel.
+///
+/// Sums stay within 32 bits, as [`crate::activations::joined`] says.
+///
+/// Safety: as [`check_bounds`] says, for `T` rows.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn whole_tile<const T: usize>(
+    p: &Panel<'_>,
+    a: &Activations,
+    t0: usize,
+    out: &mut [[f32; PANEL_ROWS]; T],
+) {
+    let codes: [*const i16; T] = std::array::from_fn(|t| a.whole_codes(t0 + t).as_ptr());
+    let scales: [&[f32]; T] = std::array::from_fn(|t| a.scales(t0 + t));
+    let units = p.group / 4;
+    let mut y = [[_mm256_setzero_ps(); 2]; T];
+    for g in 0..a.groups() {
+        let mut acc = [[_mm256_setzero_si256(); 4]; T];
+        if T == 1 {
+            ask_ahead(p.codes.as_ptr().wrapping_add(g * units * UNIT_BYTES));
+        }
+        for u in g * units..(g + 1) * units {
+            let mut four = [_mm256_setzero_si256(); T];
+            for t in 0..T {
+                // SAFETY: the four columns of unit `u` lie in group `g` of each row; the load needs no
+                // alignment.
+                let codes = unsafe { codes[t].add(4 * u).cast::<i64>().read_unaligned() };
+                four[t] = _mm256_set1_epi64x(codes);
+            }
+            for quarter in 0..4 {
+                // SAFETY: unit `u` lies in group `g` of the codes.
+                let rows = unsafe {
+                    let at = p
+                        .codes
+                        .as_ptr()
+                        .add(u * UNIT_BYTES + quarter * UNIT_BYTES / 4);
+                    _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast()))
+                };
+                for t in 0..T {
+                    let products = _mm256_madd_epi16(rows, four[t]);
+                    acc[t][quarter] = _mm256_add_epi32(acc[t][quarter], products);
+                }
+            }
+        }
+        for t in 0..T {
+            let (ascale, asum) = (scales[t][g], sum_for_shifts(p, a, t0 + t, g));
+            for half in 0..2 {
+                let sums = _mm256_hadd_epi32(acc[t][2 * half], acc[t][2 * half + 1]);
+                let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(sums);
+                // SAFETY: group `g` and the half exist.
+                y[t][half] = unsafe { add_group(y[t][half], sums, p, g, half, ascale, asum) };
+            }
+        }
+    }
+    for (out, y) in out.iter_mut().zip(y) {
+        for (out, y) in out.chunks_exact_mut(8).zip(y) {
+            // SAFETY: eight floats, unaligned.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), y) };
+        }
+    }
+}
+
 /// The sums of the planes in one, as [`crate::activations::joined`].
 #[target_feature(enable = "avx2")]
 pub(super) fn join<const P: usize>(planes: [__m256i; P]) -> __m256i {
@@ -82,21 +168,13 @@ pub(super) fn join<const P: usize>(planes: [__m256i; P]) -> __m256i {
 
 /// What is subtracted from the codes as they are multiplied.
 const fn offset<const BITS: usize>() -> i32 {
-    match BITS {
-        TERNARY => 1,
-        INT4 => 8,
-        _ => 0,
-    }
+    if BITS == TERNARY { 1 } else { 8 }
 }
 
 /// Words of four columns whose 16-bit sums are added up before they are widened: 64 of 508, 8 of
-/// 3810, 1 of 32258 stay within 16 bits.
+/// 3810 stay within 16 bits.
 const fn words_per_widening<const BITS: usize>() -> usize {
-    match BITS {
-        TERNARY => 64,
-        INT4 => 8,
-        _ => 1,
-    }
+    if BITS == TERNARY { 64 } else { 8 }
 }
 
 /// `T` rows of activations with `H` halves of the panel, from `half` on: both in one pass where
@@ -162,7 +240,7 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize, const P: us
             }
         }
         for t in 0..T {
-            let (ascale, asum) = (a.scales(t0 + t)[g], a.sum(t0 + t, g));
+            let (ascale, asum) = (a.scales(t0 + t)[g], sum_for_shifts(p, a, t0 + t, g));
             for h in 0..H {
                 let acc = join(acc[t][h]);
                 // SAFETY: group `g` and the half exist.
@@ -181,11 +259,8 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize, const P: us
 /// The codes in the lowest place of each byte times activation codes, neighbours added.
 #[target_feature(enable = "avx2")]
 fn products<const BITS: usize>(unit: __m256i, word: __m256i) -> __m256i {
-    match BITS {
-        TERNARY => _mm256_maddubs_epi16(_mm256_and_si256(unit, _mm256_set1_epi8(3)), word),
-        INT4 => _mm256_maddubs_epi16(_mm256_and_si256(unit, _mm256_set1_epi8(15)), word),
-        _ => _mm256_maddubs_epi16(_mm256_abs_epi8(unit), _mm256_sign_epi8(word, unit)),
-    }
+    let low = _mm256_set1_epi8(if BITS == TERNARY { 3 } else { 15 });
+    _mm256_maddubs_epi16(_mm256_and_si256(unit, low), word)
 }
 
 /// `y + acc * (scale * ascale)`, and with shifts `+ shift * (ascale * asum)`.

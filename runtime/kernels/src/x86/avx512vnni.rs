@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds};
+use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds, sum_for_shifts};
 use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::{Panel, SCALE_BYTES};
@@ -186,7 +186,11 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const P: usize>(
         unsafe {
             let scale = load_halves(p.scales, g);
             for t in 0..T {
-                let (acc, ascale, asum) = (join(acc[t]), a.scales(t0 + t)[g], a.sum(t0 + t, g));
+                let (acc, ascale, asum) = (
+                    join(acc[t]),
+                    a.scales(t0 + t)[g],
+                    sum_for_shifts(p, a, t0 + t, g),
+                );
                 y[t] = add_group(y[t], acc, p, g, scale, ascale, asum);
             }
         }
@@ -256,7 +260,7 @@ unsafe fn one_row<const BITS: usize, const P: usize>(
             }
         }
         let sum = join(planes);
-        let asum = if p.shifts.is_some() { a.sum(t, g) } else { 0 };
+        let asum = sum_for_shifts(p, a, t, g);
         // SAFETY: group `g` exists.
         unsafe {
             let scale = load_halves(p.scales, g);

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{add_group, join};
-use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds};
+use super::{INT4, INT8, TERNARY, ask_ahead, check_bounds, sum_for_shifts};
 use crate::activations::{ActivationBits, Activations};
 use crate::layout::{Codes, PANEL_ROWS, UNIT_BYTES};
 use crate::packed::Panel;
@@ -131,7 +131,7 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const P: usize>(
             }
         }
         for t in 0..T {
-            let (ascale, asum) = (a.scales(t0 + t)[g], a.sum(t0 + t, g));
+            let (ascale, asum) = (a.scales(t0 + t)[g], sum_for_shifts(p, a, t0 + t, g));
             for h in 0..2 {
                 let sum = join(acc[t].map(|sums| _mm256_add_epi32(sums[0][h], sums[1][h])));
                 // SAFETY: group `g` and the half exist.

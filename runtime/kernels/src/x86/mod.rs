@@ -47,6 +47,12 @@ fn ask_ahead(codes: *const u8) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast()) };
 }
 
+/// What the sum of the codes of group `g` of row `t` counts as; only shifts ask for it.
+#[inline]
+fn sum_for_shifts(p: &Panel<'_>, a: &Activations, t: usize, g: usize) -> i32 {
+    if p.shifts.is_some() { a.sum(t, g) } else { 0 }
+}
+
 /// What unchecked loads rely on: `rows` rows of activations from `t0` on exist, and they and the
 /// planes of the panel have the same groups. Panics otherwise.
 fn check_bounds(kind: Codes, panel: &Panel<'_>, a: &Activations, t0: usize, rows: usize) {
