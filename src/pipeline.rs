@@ -106,6 +106,14 @@ pub(crate) fn scratch(output: &Path) -> anyhow::Result<tempfile::TempDir> {
 /// Converts into a staging folder, opens the staged bytes as a user would, and judges them.
 pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyhow::Result<Judged> {
     let start = Instant::now();
+    let options = options(
+        job.measurement,
+        &job.recipe.limits,
+        job.judge,
+        job.allow_quality_loss,
+    );
+    // Before hours of work rather than after them.
+    neuroconv_verify::check_texts(&job.measurement.texts, &options)?;
     let staging = Staging::open(job.output, job.overwrite)?;
     let (plan, source, cancel) = (job.plan, job.source, &INTERRUPTED);
     let staged = if job.units.is_empty() {
@@ -119,12 +127,6 @@ pub(crate) fn convert_and_judge(job: &Job<'_>, progress: &dyn Progress) -> anyho
     }
     let convert_s = start.elapsed().as_secs_f64();
     let model = PackedModel::open_unmapped(&staged.path())?;
-    let options = options(
-        job.measurement,
-        &job.recipe.limits,
-        job.judge,
-        job.allow_quality_loss,
-    );
     let examined = Examined {
         base: job.source,
         artifact: &model,

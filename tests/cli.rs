@@ -149,6 +149,21 @@ fn ternary_is_refused_with_a_reason_and_leaves_nothing() {
 }
 
 #[test]
+fn a_text_too_short_for_a_verdict_is_refused_before_a_weight_is_read() {
+    let place = Place::new();
+    fs_err::write(place.path("short.txt"), "Once upon a time.").unwrap();
+    let model = model();
+    let model = model.to_str().unwrap();
+    let args = ["int8", model, "-o", "out", "--text", "short.txt"];
+    let output = place.run(&args);
+    assert_code(&output, 5);
+    let said = stderr(&output);
+    assert!(said.contains("at least 512 are needed"), "{said}");
+    assert!(!said.contains("hash source"), "{said}");
+    assert_eq!(place.names(), ["short.txt"]);
+}
+
+#[test]
 fn a_waiver_emits_and_is_written_down() {
     let place = Place::new();
     let output = place.convert(

@@ -42,6 +42,7 @@ pub use parity::{Parity, ParityLimits};
 pub use protocol::{EvalText, Protocol, Window, windows};
 pub use report::Report;
 pub use run::{Verification, VerifyOptions, verify};
+pub use schedule::check_texts;
 pub use scorer::{ReferenceScorer, RuntimeScorer, Scorer};
 pub use stats::Interval;
 pub use yardstick::Yardstick;

@@ -44,6 +44,11 @@ pub(crate) fn scattered(cut: &[Placed]) -> Vec<Placed> {
     (0..n).map(|i| cut[i * step % n].clone()).collect()
 }
 
+/// Refuses texts that are too short for a verdict, as [`crate::verify`] would in the end.
+pub fn check_texts(texts: &[EvalText], options: &VerifyOptions) -> Result<(), Error> {
+    cut_all(texts, options).map(drop)
+}
+
 /// The windows of all texts, one text after the other.
 pub(crate) fn cut_all(texts: &[EvalText], options: &VerifyOptions) -> Result<Vec<Placed>, Error> {
     let mut all: Vec<Placed> = Vec::new();
