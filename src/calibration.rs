@@ -58,27 +58,7 @@ pub(crate) fn calibration(
             ..CalibrationText::default()
         });
     }
-    let ctx = match args.calib_ctx {
-        Some(ctx) if ctx as usize > spec.max_positions => {
-            return Err(Misuse::new(
-                format!(
-                    "--calib-ctx {ctx} is longer than the model's {} positions",
-                    spec.max_positions
-                ),
-                format!("ask for --calib-ctx {} or less", spec.max_positions),
-            )
-            .into());
-        }
-        Some(ctx) => ctx as usize,
-        None => measurement.ctx,
-    };
-    let text = match &args.calib {
-        Some(path) => {
-            let name = path.file_name().unwrap_or(path.as_os_str());
-            tokenize(&name.to_string_lossy(), &read_text(path)?, tokenizer)?
-        }
-        None => tokenize(built_in.name, built_in.text, tokenizer)?,
-    };
+    let CutText { text, ctx, windows } = cut(args, built_in, spec, tokenizer, measurement.ctx)?;
     if let Some(same) = measurement.texts.iter().find(|t| t.sha256 == text.sha256) {
         return Err(Misuse::new(
             format!("`{}` is both learned from and measured on", same.name),
@@ -86,8 +66,6 @@ pub(crate) fn calibration(
         )
         .into());
     }
-    let most = usize::try_from(args.calib_tokens).unwrap_or(usize::MAX);
-    let windows = spread(&text, ctx, most);
     if windows.len() < 2 {
         return Err(Misuse::new(
             format!(
@@ -120,6 +98,50 @@ pub(crate) fn calibration(
         windows,
         warnings: warnings.into_iter().collect(),
     })
+}
+
+/// A text in windows.
+pub(crate) struct CutText {
+    pub(crate) text: EvalText,
+    /// Tokens per window.
+    pub(crate) ctx: usize,
+    /// Evenly spread over the text; none where it is shorter than a window.
+    pub(crate) windows: Vec<Vec<u32>>,
+}
+
+/// Reads, tokenizes and cuts the text that `args` names, or else `built_in`. Windows are of `ctx` tokens
+/// where `args` does not say.
+pub(crate) fn cut(
+    args: &CalibrationArgs,
+    built_in: BuiltInText,
+    spec: &ModelSpec,
+    tokenizer: &TextTokenizer,
+    ctx: usize,
+) -> anyhow::Result<CutText> {
+    let ctx = match args.calib_ctx {
+        Some(ctx) if ctx as usize > spec.max_positions => {
+            return Err(Misuse::new(
+                format!(
+                    "--calib-ctx {ctx} is longer than the model's {} positions",
+                    spec.max_positions
+                ),
+                format!("ask for --calib-ctx {} or less", spec.max_positions),
+            )
+            .into());
+        }
+        Some(ctx) => ctx as usize,
+        None => ctx,
+    };
+    let text = match &args.calib {
+        Some(path) => {
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            tokenize(&name.to_string_lossy(), &read_text(path)?, tokenizer)?
+        }
+        None => tokenize(built_in.name, built_in.text, tokenizer)?,
+    };
+    let most = usize::try_from(args.calib_tokens).unwrap_or(usize::MAX);
+    let windows = spread(&text, ctx, most);
+    Ok(CutText { text, ctx, windows })
 }
 
 /// Refuses fewer tokens than the widest matrix has columns: their moments leave directions in which

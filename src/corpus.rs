@@ -36,20 +36,7 @@ pub(crate) fn measurement(
     spec: &ModelSpec,
     tokenizer: TextTokenizer,
 ) -> anyhow::Result<Measurement> {
-    let ctx = match args.ctx {
-        Some(ctx) if ctx as usize > spec.max_positions => {
-            return Err(Misuse::new(
-                format!(
-                    "--ctx {ctx} is longer than the model's {} positions",
-                    spec.max_positions
-                ),
-                format!("ask for --ctx {} or less", spec.max_positions),
-            )
-            .into());
-        }
-        Some(ctx) => ctx as usize,
-        None => spec.max_positions.min(512),
-    };
+    let ctx = window_tokens(args.ctx, spec)?;
     let mut texts = Vec::new();
     for path in &args.texts {
         let text = read_text(path)?;
@@ -74,6 +61,21 @@ pub(crate) fn measurement(
         max_tokens,
         tokenizer,
     })
+}
+
+/// Tokens per window: those asked for, or what suits the model.
+pub(crate) fn window_tokens(ctx: Option<u32>, spec: &ModelSpec) -> Result<usize, Misuse> {
+    match ctx {
+        Some(ctx) if ctx as usize > spec.max_positions => Err(Misuse::new(
+            format!(
+                "--ctx {ctx} is longer than the model's {} positions",
+                spec.max_positions
+            ),
+            format!("ask for --ctx {} or less", spec.max_positions),
+        )),
+        Some(ctx) => Ok(ctx as usize),
+        None => Ok(spec.max_positions.min(512)),
+    }
 }
 
 /// A text and its tokens.

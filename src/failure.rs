@@ -106,7 +106,10 @@ fn convert(error: &ConvertError) -> Failure {
         | ConvertError::RewrittenAttention { .. }
         | ConvertError::Export(ExportError::Packing { .. } | ExportError::Recipe(_))
         | ConvertError::Unit(
-            UnitError::Spelled { .. } | UnitError::NotSplit { .. } | UnitError::TooMany { .. },
+            UnitError::Spelled { .. }
+            | UnitError::NotSplit { .. }
+            | UnitError::TooMany { .. }
+            | UnitError::TooManyParts { .. },
         )
         | ConvertError::Importance(ImportanceError::Contradiction { .. }) => Exit::Usage,
         ConvertError::File { .. }
@@ -119,7 +122,7 @@ fn convert(error: &ConvertError) -> Failure {
         ConvertError::Interrupted { .. } => {
             return Failure {
                 exit: Exit::Interrupted,
-                hint: Some(interrupt::resume_hint()),
+                hint: interrupt::hint(),
             };
         }
         ConvertError::UnplannedSize { .. } | ConvertError::NotPassed { .. } => Exit::Bug,

@@ -55,7 +55,16 @@ fn interrupted() {
     leave();
 }
 
-/// What to do after an interruption.
+/// What to do after an interruption of the run that is watched.
+pub(crate) fn hint() -> Option<String> {
+    match LEAVES.load(Ordering::Relaxed) {
+        WORK => Some(resume_hint()),
+        NO_OUTPUT => Some("nothing was kept; the same command begins again".to_owned()),
+        _ => None,
+    }
+}
+
+/// What to do after an interruption that leaves work.
 pub(crate) fn resume_hint() -> String {
     let command: Vec<String> = std::env::args().collect();
     format!(

@@ -99,6 +99,8 @@ fn run(command: Command, threads: &[u16], seed: u64, ui: Ui) -> anyhow::Result<E
         Command::Ternary(args) => cmd::convert::ternary(&args, ui),
         Command::Run(args) => cmd::convert::recipe(args, ui),
         Command::Merge(args) => cmd::merge::run(&args, ui),
+        Command::Imatrix(args) => cmd::imatrix::run(&args, ui),
+        Command::ImatrixMerge(args) => cmd::imatrix::merge(&args, ui),
         Command::Verify(args) => cmd::verify::run(&args, ui),
         Command::Eval(args) => cmd::eval::run(&args, ui),
         Command::Generate(args) => cmd::generate::run(&args, seed, ui),

@@ -7,6 +7,7 @@ mod cli;
 mod export;
 mod gate;
 mod hub;
+mod imatrix;
 mod mla;
 mod place;
 mod rewrite;

@@ -1,4 +1,4 @@
-//! Importance matrices of other programs: what they weigh in a plan.
+//! Importance matrices: what they weigh in a plan.
 //!
 //! Owns the agreement of names and widths. Matrices that are rounded by themselves weigh their
 //! columns by it; those that are rounded with calibration text know more already, whole second
@@ -37,6 +37,8 @@ pub enum ImportanceError {
         expected: usize,
         found: usize,
     },
+    #[error("tensor `{tensor}`: importance matrices have no place for what it reads")]
+    NoPlace { tensor: TensorId },
     #[error(
         "recipe `{recipe}` rounds its matrices with calibration text, which leaves nothing for an \
          importance matrix to weigh"
@@ -50,6 +52,9 @@ impl ImportanceError {
         let hint = match self {
             ImportanceError::Contradiction { .. } => {
                 "leave it out, for the text tells more, or add `--method rtn`"
+            }
+            ImportanceError::NoPlace { .. } => {
+                "make it from the model that this one was made from, before its attention was converted"
             }
             ImportanceError::Unknown { .. }
             | ImportanceError::Missing { .. }

@@ -6,16 +6,17 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use neuroconv_format::writer::SafetensorsLayout;
 use neuroconv_format::{Columns, CorrectionsPlan, DType, DenseTensor, PackedTensor, Tensor};
 use neuroconv_quant::{FitStats, code_stats, dequantize, quantize, quantize_stored, relative_mse};
 use neuroconv_recipes::{Apart, Role, TensorId};
-use neuroconv_runtime::{OneLayer, Progress, WeightSource, embed};
+use neuroconv_runtime::{OneLayer, Progress, WeightSource};
 use rayon::prelude::*;
 
 use crate::calibrated::STAGES;
+use crate::passage::each_layer;
 use crate::plan::{PackedPlan, Plan, Storage, entries};
 use crate::{Error, dense};
 
@@ -33,27 +34,19 @@ impl Survey {
         progress: &dyn Progress,
         cancel: &AtomicBool,
     ) -> Result<Self, Error> {
-        let total = source.spec().layers.len();
         let mut found = Survey::default();
-        let mut streams = embed(source, windows)?;
-        progress.start("survey inputs", total as u64, "layers");
-        for index in 0..total {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted {
-                    staging: None,
-                    done: index,
-                    total,
-                    unit: "layers",
-                });
-            }
-            let layer = OneLayer::load(source, index)?;
-            for stage in STAGES {
-                found.look(&layer, index, stage, &streams)?;
-            }
-            streams.par_iter_mut().for_each(|x_td| layer.run(x_td));
-            progress.advance(1);
-        }
-        progress.finish();
+        let stage = "survey inputs";
+        each_layer(
+            source,
+            windows,
+            stage,
+            progress,
+            cancel,
+            |index, layer, streams| {
+                let mut stages = STAGES.into_iter();
+                stages.try_for_each(|roles| found.look(layer, index, roles, streams))
+            },
+        )?;
         Ok(found)
     }
 

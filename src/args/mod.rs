@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use convert::{ConvertArgs, MergeArgs, QuantizeArgs, RunArgs, SmokeArg, TernaryArgs};
 pub(crate) use export::{DTypeArg, EngineArg, ExportArgs, FormArg, PackingArg, TernaryArg};
 pub(crate) use hub::HubArgs;
-pub(crate) use importance::ImportanceArgs;
+pub(crate) use importance::{ImatrixArgs, ImatrixMergeArgs, ImportanceArgs, PlaceArgs};
 pub(crate) use judge::{
     GateArgs, JudgeArgs, LimitArgs, MeasureArgs, ProtocolArg, VerifyArgs, YardstickArg,
 };
@@ -88,6 +88,10 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Make one artifact of the parts that conversions with `--unit` wrote
     Merge(Box<MergeArgs>),
+    /// Make the importance matrix of a text, or of a part of it
+    Imatrix(ImatrixArgs),
+    /// Add up the importance matrices of parts of a text
+    ImatrixMerge(ImatrixMergeArgs),
     /// Compare an artifact with the model it was made from, and judge it
     #[command(after_help = crate::exit::HELP)]
     Verify(VerifyArgs),

@@ -8,6 +8,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod gate;
 pub(crate) mod generate;
+pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 mod outcome;

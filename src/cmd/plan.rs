@@ -121,7 +121,7 @@ pub(crate) fn checkpoint(model: &Model) -> anyhow::Result<Checkpoint> {
         Source::Checkpoint(checkpoint) => Ok(checkpoint),
         Source::Artifact(_) => Err(Misuse::new(
             format!("`{}` is an artifact already", model.name),
-            "convert the checkpoint that it was made from",
+            "name the checkpoint that it was made from",
         )
         .into()),
     }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 /// Why a conversion cannot be split, or its parts cannot be joined.
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
-    /// A unit is called otherwise.
-    #[error("`{text}` is no unit: expected `I/N`, as in `2/4`, with I from 1 to N")]
+    /// A unit or part is called otherwise.
+    #[error("`{text}` is no unit or part: expected `I/N`, as in `2/4`, with I from 1 to N")]
     Spelled {
         /// What was found.
         text: String,
@@ -24,6 +24,14 @@ pub enum UnitError {
         units: usize,
         /// Units there can be.
         most: usize,
+    },
+    /// There is not so much text.
+    #[error("{parts} parts, but only {windows} windows of calibration text")]
+    TooManyParts {
+        /// Parts asked for.
+        parts: usize,
+        /// Windows there are.
+        windows: usize,
     },
     /// There is nothing to merge.
     #[error("`{output}`: there are no units of it")]
@@ -81,6 +89,9 @@ impl UnitError {
                  `--method rtn` with `--imatrix FILE`"
             }
             UnitError::TooMany { .. } => "ask for fewer units",
+            UnitError::TooManyParts { .. } => {
+                "ask for fewer parts, or give a longer text or more --calib-tokens"
+            }
             UnitError::None { .. } => {
                 "run the same conversion with `--unit I/N` for every I first, or name the folders"
             }

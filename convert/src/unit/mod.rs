@@ -9,6 +9,7 @@ mod merge;
 mod work;
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use neuroconv_format::writer::SafetensorsLayout;
@@ -34,6 +35,21 @@ impl Unit {
     /// All parts of a conversion in `of`.
     pub fn all(of: usize) -> impl Iterator<Item = Unit> {
         (1..=of).map(move |index| Unit { index, of })
+    }
+}
+
+impl Unit {
+    /// This part of `windows` of a calibration text: all parts follow each other, and their lengths differ
+    /// by one at most. Refused where there are more parts than windows.
+    pub fn windows(self, windows: usize) -> Result<Range<usize>, UnitError> {
+        if self.of > windows {
+            let parts = self.of;
+            return Err(UnitError::TooManyParts { parts, windows });
+        }
+        // The remainder goes to the first parts, so that no product leaves its range.
+        let (each, longer) = (windows / self.of, windows % self.of);
+        let start = |index: usize| index * each + index.min(longer);
+        Ok(start(self.index - 1)..start(self.index))
     }
 }
 
@@ -103,10 +119,7 @@ impl Plan {
 
 /// The tensors of each of `units`, none of them empty: each takes pieces until it has its share of what
 /// is left, as long as enough are left for the others.
-fn shares(
-    pieces: &[(usize, u64)],
-    units: usize,
-) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+fn shares(pieces: &[(usize, u64)], units: usize) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut left: u64 = pieces.iter().map(|(_, weights)| weights).sum();
     let mut pieces = pieces.iter().peekable();
     let mut at = 0;
@@ -147,6 +160,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn windows_are_shared_in_order_and_evenly(windows in 1usize..100, parts in 1usize..110) {
+            let found: Result<Vec<_>, _> = Unit::all(parts).map(|part| part.windows(windows)).collect();
+            let Ok(found) = found else {
+                prop_assert!(parts > windows);
+                return Ok(());
+            };
+            let lengths: Vec<usize> = found.iter().map(Range::len).collect();
+            prop_assert_eq!(found.into_iter().flatten().collect::<Vec<_>>(), (0..windows).collect::<Vec<_>>());
+            let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
+            prop_assert!(*least > 0 && most - least <= 1);
+        }
+
         #[test]
         fn every_piece_is_in_one_unit_and_no_unit_is_empty(
             pieces in prop::collection::vec((1usize..5, 1u64..1000), 1..40), units in 1usize..40

@@ -6,6 +6,7 @@
 mod common;
 
 mod artifact;
+mod gather;
 mod importance;
 mod outliers;
 mod output;

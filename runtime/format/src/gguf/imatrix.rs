@@ -88,7 +88,7 @@ impl Imatrix {
         })
     }
 
-    /// Adds what another part of the text showed. The name of the first matrix that has another shape
+    /// Adds what another part of the text, or another text, showed. The name of the first matrix that has another shape
     /// there, and nothing is added.
     pub fn add(&mut self, other: &Imatrix) -> Result<(), String> {
         let differs = |(name, entry): &(&String, &Importance)| {
@@ -99,7 +99,9 @@ impl Imatrix {
         if let Some((name, _)) = other.entries.iter().find(differs) {
             return Err(name.clone());
         }
-        self.datasets.extend_from_slice(&other.datasets);
+        // Parts of a text have its name.
+        unite(&mut self.datasets, &other.datasets);
+        unite(&mut self.ignored, &other.ignored);
         self.chunks = self.chunks.saturating_add(other.chunks);
         for (name, entry) in &other.entries {
             let Some(known) = self.entries.get_mut(name) else {
@@ -144,6 +146,15 @@ impl Imatrix {
         }
         bytes.resize(usize::try_from(layout.file_size()).unwrap_or(usize::MAX), 0);
         Ok(bytes)
+    }
+}
+
+/// Adds the names that are not there yet.
+fn unite(names: &mut Vec<String>, others: &[String]) {
+    for name in others {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
     }
 }
 

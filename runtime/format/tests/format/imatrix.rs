@@ -212,6 +212,7 @@ fn parts_of_a_text_add_up() {
         counts: vec![count],
     };
     let part = |name: &str, entry: Importance| Imatrix {
+        datasets: vec![format!("{name}.txt")],
         chunks: 2,
         entries: BTreeMap::from([(name.to_owned(), entry)]),
         ..Imatrix::default()
@@ -221,6 +222,7 @@ fn parts_of_a_text_add_up() {
     all.add(&part("b", entry(&[1.0], 3.0))).unwrap();
     assert_eq!(all.entries["a"], entry(&[1.5, 6.0], 16.0));
     assert_eq!((all.entries["b"].counts[0], all.chunks), (3.0, 6));
+    assert_eq!(all.datasets, ["a.txt", "b.txt"]);
     let before = all.clone();
     assert_eq!(
         all.add(&part("b", entry(&[1.0, 1.0], 3.0))),
