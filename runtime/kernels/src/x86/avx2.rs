@@ -111,10 +111,10 @@ unsafe fn whole_tile<const T: usize>(
     let mut y = [[_mm256_setzero_ps(); 2]; T];
     for g in 0..a.groups() {
         let mut acc = [[_mm256_setzero_si256(); 4]; T];
-        if T == 1 {
-            ask_ahead(p.codes.as_ptr().wrapping_add(g * units * UNIT_BYTES));
-        }
         for u in g * units..(g + 1) * units {
+            if T == 1 {
+                ask_ahead(p.codes.as_ptr().wrapping_add(u * UNIT_BYTES));
+            }
             let mut four = [_mm256_setzero_si256(); T];
             for t in 0..T {
                 // SAFETY: the four columns of unit `u` lie in group `g` of each row; the load needs no
@@ -202,12 +202,12 @@ unsafe fn tile_of<const BITS: usize, const T: usize, const H: usize, const P: us
         };
         let mut acc: [[[__m256i; P]; H]; T] =
             std::array::from_fn(|t| [std::array::from_fn(|plane| start(t, plane)); H]);
-        if T == 1 {
-            ask_ahead(codes.wrapping_add(g * words_per_group / words_per_unit * UNIT_BYTES));
-        }
         for first in (g * words_per_group..(g + 1) * words_per_group).step_by(run) {
             let mut pairs = [[[_mm256_setzero_si256(); P]; H]; T];
             for u in first / words_per_unit..(first + run) / words_per_unit {
+                if T == 1 {
+                    ask_ahead(codes.wrapping_add(u * UNIT_BYTES));
+                }
                 // SAFETY: unit `u` lies in group `g` of the codes, its words in that of each row.
                 unsafe {
                     let mut unit: [__m256i; H] = std::array::from_fn(|h| {
