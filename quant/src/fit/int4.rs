@@ -3,7 +3,7 @@
 //! For fixed levels `q` the best scale is `Σ w q / Σ q²`, and the squared error is then
 //! `Σ w² - (Σ w q)² / Σ q²`, so the search looks for the largest of this *gain*; for a fixed scale
 //! the best levels are the nearest. A scale may be negative, so that level -8, which has no
-//! positive twin, serves either side. [`places`] tells where to start; turns of nearest levels and best
+//! positive twin, serves either side. `places` tells where to start; turns of nearest levels and best
 //! scale follow.
 
 use half::f16;
